@@ -84,7 +84,7 @@ def open_study(options: Options) -> tuple[Job, comparison.Study]:
     images = load_dataset(
         data, options.data_dir, limit_train=preset.limit_train, limit_validation=32, limit_test=32, clip=True
     )
-    available, needed = len(images.train.labels), study.fidelity.batch * study.fidelity.seeds
+    available, needed = len(images.train.labels), study.fidelity.images_needed
     if needed > available:
         raise ValueError(f"batch times seeds of a score = {needed} is larger than the data: {available} images")
     config = {

@@ -41,6 +41,11 @@ class Fidelity:
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
 
+    @property
+    def images_needed(self) -> int:
+        """Training images that all replicates see together."""
+        return self.seeds * self.batch
+
     def pool(self, spec: NetworkSpec) -> int:
         """Pixels a side of the blocks that images are averaged over."""
         return 1 if self.side is None else max(1, round(min(spec.cell_size(0)) / self.side))
@@ -67,7 +72,7 @@ class Fidelity:
         Raises:
           ValueError: if there are fewer images.
         """
-        split, needed = data.train, self.seeds * self.batch
+        split, needed = data.train, self.images_needed
         if needed > len(split.labels):
             raise ValueError(f"batch={self.batch} times seeds={self.seeds} is more than {len(split.labels)} images")
         chosen = np.asarray(jax.random.permutation(key, len(split.labels)))[:needed]

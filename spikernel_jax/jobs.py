@@ -210,7 +210,7 @@ def open_job(
         clip=True,
     )
     available = len(images.train.labels)
-    scoring = max(fidelity.batch * fidelity.seeds for fidelity in settings.fidelities)
+    scoring = max(fidelity.images_needed for fidelity in settings.fidelities)
     for name, needed in (("batch_size", settings.batch_size), ("batch times seeds of a score", scoring)):
         if needed > available:
             raise ValueError(f"{name} = {needed} is larger than the data: {available} training images")

@@ -35,6 +35,7 @@ class Cells(NamedTuple):
     trained: NetworkSpec  # the network that would be trained
     members: list[NDArray[np.int8]]  # cells of each set
     rows: NDArray[np.int8]  # all distinct ones
+    positions: list[NDArray[np.int64]]  # of each set's cells in `rows`
 
 
 class Rung(NamedTuple):
@@ -61,7 +62,15 @@ def find_cells(job: Job, sets: Sequence[tuple[int, ...]]) -> Cells:
         )
         for s in sets
     ]  # fmt: skip
-    return Cells(space, trained, members, np.unique(np.concatenate(members), axis=0))
+    return gather(space, trained, members)
+
+
+def gather(space: CellSpace, trained: NetworkSpec, members: list[NDArray[np.int8]]) -> Cells:
+    """The distinct cells of all sets, and where each set's are among them."""
+    rows, position = np.unique(np.concatenate(members), axis=0, return_inverse=True)
+    return Cells(
+        space, trained, members, rows, np.split(position.ravel(), np.cumsum([len(own) for own in members])[:-1])
+    )
 
 
 def rungs(job: Job) -> list[tuple[str, Fidelity]]:
@@ -84,18 +93,11 @@ def promoted(cells: Cells, at: NDArray[np.int64], scores: NDArray[np.float64], f
     value = np.full(len(cells.rows), -np.inf)
     value[at] = np.where(np.isfinite(scores), scores, -np.inf)
     kept = []
-    for own in _positions(cells):
+    for own in cells.positions:
         order = own[np.argsort(-value[own], kind="stable")]
         order = order[np.isfinite(value[order])]
         kept.append(order[: max(_LEAST, math.ceil(fraction * len(own)))])
     return np.unique(np.concatenate(kept))
-
-
-def _positions(cells: Cells) -> list[NDArray[np.int64]]:
-    """Positions of each set's cells in `cells.rows`."""
-    position = {int(identity): i for i, identity in enumerate(cells.space.identity(cells.rows))}
-    return [np.array([position[int(identity)] for identity in cells.space.identity(own)], np.int64)
-            for own in cells.members]  # fmt: skip
 
 
 def _scoring(job: Job, cells: Cells, name: str, fidelity: Fidelity, at: NDArray[np.int64]) -> dict[str, Any]:
@@ -206,7 +208,7 @@ def search_sets(job: Job, sets: Sequence[tuple[int, ...]]) -> "pl.DataFrame":
             columns[name][at] = values
         reached[at], lif_calls[at] = index, scores.lif_calls
     tables = []
-    for kernel_set, own, at in zip(sets, cells.members, _positions(cells), strict=True):
+    for kernel_set, own, at in zip(sets, cells.members, cells.positions, strict=True):
         winner = _winner(at, results, memory, budget)
         tables.append(
             pl.DataFrame({

@@ -18,7 +18,7 @@ SETS = ((1, 3), (3, 5))
 
 def cells_of(*sets: tuple[int, ...]) -> ranking.Cells:
     members = [SPACE.convert(CellSpace(s).enumerate(), CellSpace(s)) for s in sets]
-    return ranking.Cells(SPACE, SPEC, members, np.unique(np.concatenate(members), axis=0))
+    return ranking.gather(SPACE, SPEC, members)
 
 
 CELLS = cells_of(*SETS)
