@@ -152,7 +152,8 @@ def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Group
     ops = range(spec.space.num_ops)
     x0, conv = shared.x0_BHWC[None], jnp.asarray(spec.is_conv(np.arange(spec.space.num_ops)))
 
-    def one_group(g: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
+    def one_group(g: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        results, table1, table2 = carry
         start, end = groups.starts[g], groups.starts[g + 1]
         row, needs = groups.rows[start, 0], groups.needs[g]
         net = _begin(plan, row, bank, {})
@@ -162,14 +163,14 @@ def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Group
         x2 = x2 + _operation(net, E12, row[E12], x1, spikes1)
         spikes2, rho2 = _node(net, x2, (needs[1] & conv).any())
 
-        def table(side: int, edge: int, x: Array, spikes: Array) -> Array:
-            def entry(op: int) -> Array:
-                needed = lambda: _operation(net, edge, op, x, spikes)  # noqa: E731
-                return lax.cond(needs[side, op], needed, lambda: jnp.zeros_like(x))
+        def filled(table: Array, side: int, edge: int, x: Array, spikes: Array) -> Array:
+            """The table with entries that the group needs; others may be of groups before. None's is always 0."""
+            for op in ops[1:]:
+                entry = lambda table, op=op: table.at[op].set(_operation(net, edge, op, x, spikes))  # noqa: E731
+                table = lax.cond(needs[side, op], entry, lambda table: table, table)
+            return table
 
-            return jnp.stack([entry(op) for op in ops])
-
-        table1, table2 = table(0, E13, x1, spikes1), table(1, E23, x2, spikes2)
+        table1, table2 = filled(table1, 0, E13, x1, spikes1), filled(table2, 1, E23, x2, spikes2)
         records = {"cell1.node0": shared.rho_TBB, "cell1.node1": rho1, "cell1.node2": rho2}
 
         def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -178,16 +179,24 @@ def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Group
             terms = proxies.collect(records | _behind_cell1(plan, pair, bank, parts), spec.sites(pair))
             return _noted(plan, results, i, terms)
 
-        return lax.fori_loop(start, end, one, results)
+        return lax.fori_loop(start, end, one, results), table1, table2
 
-    return lax.fori_loop(0, groups.groups, one_group, _nothing(groups.rows, x0.dtype))
+    empty = jnp.zeros_like(shared.direct_OTBHWC)
+    results, _, _ = lax.fori_loop(0, groups.groups, one_group, (_nothing(groups.rows, x0.dtype), empty, empty))
+    return results
 
 
 def score_each(plan: Plan, bank: network.Params, images_BHWC: Array, rows: Array, count: Array) -> tuple[Array, Array]:
-    """Scores and LIF calls [chunk] of the first `count` of rows [chunk, 2, E], one whole network each."""
+    """Scores and LIF calls [chunk] of the first `count` of rows [chunk, 2, E], one whole network each.
+
+    Time steps go one after another if `plan.steps` is less than T, and where feedback needs it.
+    """
+    step_by_step = plan.spec.space.feedback or plan.steps < plan.spec.time_steps
 
     def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
-        terms, _ = proxies.spike_terms(plan.spec, rows[i], bank, images_BHWC, spike_dtype=plan.spike_dtype)
+        terms, _ = proxies.spike_terms(
+            plan.spec, rows[i], bank, images_BHWC, spike_dtype=plan.spike_dtype, step_by_step=step_by_step
+        )
         return _noted(plan, results, i, terms)
 
     return lax.fori_loop(0, count, one, _nothing(rows, images_BHWC.dtype))

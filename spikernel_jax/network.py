@@ -163,18 +163,31 @@ class Pass:
             self.records[site] = record
         return spikes
 
-    def operation(self, cell: str, position: int, code: Any, x: Array, spikes_TBHWC: Array, steps: int) -> Array | None:
-        """What operation `code` makes of its source node on one edge, [T, B, H, W, C].
+    def operation(
+        self,
+        cell: str,
+        position: int,
+        code: Any,
+        x: Array,
+        spikes_TBHWC: Array,
+        steps: int,
+        total: Array | None = None,
+    ) -> Array | None:
+        """What operation `code` makes of its source node on one edge, [T, B, H, W, C], added to `total`.
 
         Args:
           cell: ``"cell1"`` or ``"cell2"``.
           position: of the edge in the space's order; says whose weights a convolution has.
-          code: int, or traced; a zero of int type gives None.
+          code: int, or traced; a zero of int type gives `total`.
           x: the source node's value, [T or 1, B, H, W, C].
           spikes_TBHWC: the source node's spikes; read by convolutions only.
           steps: T.
+          total: what other edges brought to the same node; None is nothing.
         """
         shape = (steps, *x.shape[1:])
+
+        def added(y: Array) -> Array:
+            return jnp.broadcast_to(y, shape) if total is None else total + y
 
         def conv(k: int) -> Array:
             name = layer_name(cell, self.spec.space.edges[position], k)
@@ -182,19 +195,22 @@ class Pass:
             # Statistics may not leave a traced branch; scoring keeps none, so nothing is lost there.
             return self.norm(name, y) if isinstance(code, int) else self.normed(name, y)[0]
 
+        # Traced, the sum is a branch's own, so that it is one pass over memory with the operation's last.
         branches = [
-            lambda: jnp.zeros(shape, x.dtype),
-            lambda: jnp.broadcast_to(x, shape),
-            *[lambda k=k: conv(k) for k in self.spec.space.kernel_sizes],
-            lambda: jnp.broadcast_to(operations.avgpool3(x), shape),
+            lambda: jnp.zeros(shape, x.dtype) if total is None else total,
+            lambda: added(x),
+            *[lambda k=k: added(conv(k)) for k in self.spec.space.kernel_sizes],
+            lambda: added(operations.avgpool3(x)),
         ]
         if isinstance(code, int):
-            return branches[code]() if code else None
+            return branches[code]() if code else total
         if code.ndim:  # a mixture: an operation of weight 0 is not computed
-            total = branches[0]()
+            if total is not None:
+                return total + self.operation(cell, position, code, x, spikes_TBHWC, steps)  # pyright: ignore
+            result = branches[0]()
             for weight, branch in zip(code[1:], branches[1:], strict=True):
-                total += lax.cond(weight > 0, lambda w=weight, op=branch: w * op(), branches[0])
-            return total
+                result += lax.cond(weight > 0, lambda w=weight, op=branch: w * op(), branches[0])
+            return result
         return lax.switch(code, branches)
 
     def cell(self, cell: str, x0: Array, time_steps: int) -> Array:
@@ -210,13 +226,12 @@ class Pass:
         spikes: list[Array] = []
 
         def total(target: int, sources: range) -> Array:
-            terms = [
-                self.operation(cell, i, self.codes[cell][i], values[source], spikes[source], time_steps)
-                for source in sources
-                for i in [edges.index((source, target))]
-            ]
-            terms = [term for term in terms if term is not None]
-            return sum(terms[1:], terms[0]) if terms else jnp.zeros((time_steps, *x0.shape[1:]), x0.dtype)
+            result = None
+            for source in sources:
+                i = edges.index((source, target))
+                code = self.codes[cell][i]
+                result = self.operation(cell, i, code, values[source], spikes[source], time_steps, result)
+            return jnp.zeros((time_steps, *x0.shape[1:]), x0.dtype) if result is None else result
 
         for node in range(4):
             x = x0 if node == 0 else total(node, range(node))

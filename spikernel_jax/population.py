@@ -6,6 +6,7 @@ give R replicates of each score, and so its standard error. Candidate i's result
 others ran, on how many devices, or beside whom.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -181,7 +182,8 @@ class Scorer:
     """Scores candidates on all local devices, each replicate with a bank and a batch of its own.
 
     Candidates run one after another on a device, so memory does not grow with their number: what can outgrow it
-    are the tables of shared work. Where they do, the scorer says so and goes on without them.
+    are the tables of shared work, and the activations of all time steps together. Where they do, the scorer says
+    so, and goes on without tables, then with one time step at a time.
 
     Attributes:
       lanes: parts that run side by side in one call, one a device.
@@ -264,31 +266,35 @@ class Scorer:
         try:
             wait = self._start(replicate, parts)
         except jax.errors.JaxRuntimeError as error:
-            self._do_without_tables(error)
-            return self._start(replicate, parts)
+            self._take_less_memory(error)
+            return self.submit(replicate, parts)
 
         def waiting() -> list[dict[str, NDArray[Any]]]:
             try:
                 return wait()
             except jax.errors.JaxRuntimeError as error:
-                self._do_without_tables(error)
-                return self._start(replicate, parts)()
+                self._take_less_memory(error)
+                return self.submit(replicate, parts)()
 
         return waiting
 
-    def _do_without_tables(self, error: Exception) -> None:
-        """Goes over to the method that needs least memory; raises the error if it is of another kind."""
+    def _take_less_memory(self, error: Exception) -> None:
+        """Goes over to what needs less memory; raises the error if it is of another kind, or nothing is left."""
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise error
         spec, batch = self._plan.spec, self._batches.shape[1]
-        if self.method == "each":
+        if self.method == "shared":
+            tables = table_bytes(spec, batch) / 2**20
+            self._say(f"out of memory with tables of shared work ({tables:.0f} MiB a device): going on without them")
+            self.method, self._replicate = "each", None
+        elif self._plan.steps > 1 and spec.norm == "per_step" and not spec.space.feedback:
+            self._say(f"out of memory with all {spec.time_steps} time steps together: going on step by step")
+            self._plan = dataclasses.replace(self._plan, steps=1)
+        else:
             raise ValueError(
                 f"out of memory with one candidate at a time: C={spec.channels}, B={batch}, T={spec.time_steps} are "
                 "too large for this device; give a lower fidelity, or a smaller batch or width"
             ) from error
-        tables = table_bytes(spec, batch) / 2**20
-        self._say(f"out of memory with tables of shared work ({tables:.0f} MiB a device): going on without them")
-        self.method, self._replicate = "each", None
 
     def _start(self, replicate: int, parts: Sequence[NDArray[np.int8]]) -> Callable[[], list[dict[str, NDArray[Any]]]]:
         spec = self._plan.spec
@@ -351,7 +357,7 @@ def score_population(
         ``"shared"`` where it is possible and its tables fit in half the free memory, on fewer devices if need be.
       precision: ``"bfloat16"`` lets convolutions and Gram matrices read spikes and weights in bfloat16, and sum
         in float32; nothing is lost with a bank of `make_bank`. None takes it on GPUs and TPUs that have it.
-      steps: time steps that go through the layers together; None is 1 on a CPU, else T.
+      steps: time steps that go through the layers together; None is 1 on a CPU, else T. Of ``"each"``, all or one.
       chunk: candidates a device takes at once; populations of one chunk size share one compiled program. None is
         a power of 2 that spreads them over all devices.
       devices: the devices to share the candidates among; None is all local ones.

@@ -172,6 +172,7 @@ def spike_terms(
     state: network.State | None = None,
     dropout_keep: Array | None = None,
     spike_dtype: Any = None,
+    step_by_step: bool | None = None,
 ) -> tuple[SpikeTerms, network.Output]:
     """Runs a network on batch statistics and collects what scores are made of.
 
@@ -183,6 +184,7 @@ def spike_terms(
       state: membranes to start from; None (the default) starts clean.
       dropout_keep: mask of the head's inputs; None for no dropout.
       spike_dtype: type of the spikes; None is that of the currents.
+      step_by_step: loop over time outside the layers; None does so only for feedback cells.
 
     Returns:
       The terms, and the network's output.
@@ -197,5 +199,6 @@ def spike_terms(
         dropout_keep=dropout_keep,
         observe=normalised_hamming,
         spike_dtype=spike_dtype,
+        step_by_step=step_by_step,
     )
     return collect(out.records, spec.sites(genotype)), out

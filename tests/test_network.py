@@ -408,6 +408,24 @@ def test_conv(k, stride, size):
     np.testing.assert_allclose(ours, conv_oracle(x, kernel, stride), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("channels", "width"), [((3, 1), 8), ((8, 8), 12), ((8, 16), 6), ((16, 16), 7), ((16, 32), 8)])
+@pytest.mark.parametrize("k", [3, 7])
+def test_conv_of_few_channels(k, channels, width):
+    """On a CPU, narrow convolutions run another way: same values, same gradients."""
+    rng = np.random.default_rng(k)
+    x, kernel = rng.normal(size=(2, 5, width, channels[0])), rng.normal(size=(k, k, *channels))
+    g = rng.normal(size=(2, 5, width, channels[1]))
+    with jax.enable_x64(True):
+        ours, backwards = jax.vjp(operations.conv, jnp.asarray(x), jnp.asarray(kernel))
+        dx, dkernel = map(np.asarray, backwards(jnp.asarray(g)))
+    np.testing.assert_allclose(ours, conv_oracle(x[None], kernel)[0], rtol=1e-10, atol=1e-12)
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)  # the gradient of a convolution is one with the turned kernel
+    np.testing.assert_allclose(dx, conv_oracle(g[None], turned)[0], rtol=1e-10, atol=1e-12)
+    moved = kernel + rng.normal(size=kernel.shape)
+    difference = conv_oracle(x[None], moved)[0] - conv_oracle(x[None], kernel)[0]  # linear in the kernel
+    np.testing.assert_allclose((dkernel * (moved - kernel)).sum(), (difference * g).sum(), rtol=1e-10)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 6)])
 def test_avgpool(size):
     x = np.random.default_rng(0).normal(size=(2, 3, *size, 2))
@@ -420,8 +438,10 @@ def test_avgpool(size):
 def test_downsample(factor):
     x = np.random.default_rng(0).normal(size=(2, 3, 7, 6, 2))
     with jax.enable_x64(True):
-        ours = operations.downsample(jnp.asarray(x), factor)
+        ours, backwards = jax.vjp(lambda x: operations.downsample(x, factor), jnp.asarray(x))
+        dx = np.asarray(*backwards(ours))
     np.testing.assert_allclose(ours, downsample_oracle(x, factor), rtol=1e-12)
+    np.testing.assert_allclose((dx * x).sum(), np.square(ours).sum(), rtol=1e-12)  # linear: <dx, x> = <ours, ours>
 
 
 def test_batch_norm_needs_statistics_to_evaluate():

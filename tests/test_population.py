@@ -287,9 +287,7 @@ def test_devices_do_not_change_the_scores(count, rows, bank, scores, tmp_path):
 
 @pytest.mark.parametrize("when", ["at once", "while it runs"])
 def test_out_of_memory_goes_on_without_tables_and_says_so(when, rows, bank, scores, monkeypatch):
-    prepare, score_groups, score_each = population._programs(
-        population.Mesh(np.array(jax.local_devices()[:1]), ("lanes",))
-    )
+    prepare, _, score_each = population._programs(population.Mesh(np.array(jax.local_devices()[:1]), ("lanes",)))
     full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
 
     class Late:
@@ -309,7 +307,27 @@ def test_out_of_memory_goes_on_without_tables_and_says_so(when, rows, bank, scor
     assert scorer.method == "each"
     assert len(said) == 1
     assert "out of memory with tables of shared work" in said[0]
+
+
+def test_out_of_memory_without_tables_goes_on_step_by_step_and_then_gives_up(rows, bank, scores, monkeypatch):
+    devices = jax.local_devices()[:1]
+    prepare, score_groups, score_each = population._programs(population.Mesh(np.array(devices), ("lanes",)))
+    enough = SPEC.time_steps  # memory for fewer time steps together than this
+
+    def exhausted(plan: Any, *args: Any) -> Any:
+        if plan.steps >= enough:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
+        return score_each(plan, *args)
+
     monkeypatch.setattr(population, "_programs", lambda mesh: (prepare, score_groups, exhausted))
+    said = []
+    scorer = population.Scorer(
+        bank, IMAGES, SPEC, chunk=CHUNK, devices=devices, method="each", steps=SPEC.time_steps, say=said.append
+    )
+    got = scorer.submit(0, [rows])()[0]["scores"]
+    np.testing.assert_allclose(got, scores.replicates[:, 0], rtol=1e-4, atol=1e-4)
+    assert said == ["out of memory with all 2 time steps together: going on step by step"]
+    enough = 1
     with pytest.raises(ValueError, match="out of memory with one candidate at a time: C=2, B=4, T=2"):
         scorer.submit(0, [rows])()
 
