@@ -144,5 +144,5 @@ def _text(settings: Settings, entry: dict[str, Any], totals: dict[str, float]) -
         f"{entry['reference_s_extrapolated']:,.0f} s, from {counts['peer']} of them; the complete ranking of "
         f"{entry['ranked_cells']:,} cells by ours {entry['ranking_s_extrapolated']:,.0f} s, by FLOPs from whole groups "
         f"(compilation, {entry['compile_s']:.0f} s, apart): **{entry['search_ratio']:.1f} times** less. PyTorch "
-        f"{peer['torch']}, spikingjelly {peer['spikingjelly']}, {peer['threads']} threads, on the CPU."
+        f"{peer['torch']}, spikingjelly {peer['spikingjelly']}, {peer['threads']} threads, on {peer['device']}."
     )

@@ -70,7 +70,7 @@ class Options:
     side: int = 32
     """Height and width of images."""
     cells: int | None = None
-    """About how many candidates a timed call ranks, as whole groups (40; quick 32)."""
+    """About how many candidates a timed call ranks, as whole groups (40; quick 32); more at narrower widths."""
     repeats: int | None = None
     """Timed calls (3; quick 2)."""
     peer_cells: int | None = None
@@ -128,7 +128,8 @@ def measure_limit(settings: Settings) -> tuple[dict[str, Any], str]:
     for text, width in cases:
         jax.clear_caches()  # of two programs of one name the profile could not tell
         spec = settings.network(parse_set(text), width)
-        bench = Bench(settings, spec, representative(spec, options.cells, options.seed))
+        cells = options.cells * max(1, options.channels // width)  # narrow ones are soon done
+        bench = Bench(settings, spec, representative(spec, cells, options.seed))
         seconds = bench.seconds(options.repeats if width == options.channels else min(options.repeats, 2))
         entries.append(_limit_entry(bench, text, seconds))
         say(f"limit: sizes {text}, C = {width}: {entries[-1]['flops_per_s'] / 1e9:.0f} GFLOP/s")

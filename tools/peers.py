@@ -29,8 +29,8 @@ network a candidate, R batches, every LIF call of `spec.sites`. Work that only t
 of each candidate's own, a LIF for every convolution edge (edges that leave one node see the same spikes; we
 compute them once), zero edges as a multiplication by 0, running statistics, a transfer and a float64 sum at
 each LIF call, dropout. Work that only our engine does: a standard error, compilation (timed apart). The peer
-counts on its own terms: it is neither compiled nor written anew to be faster. It runs on the CPU with as many
-threads as torch takes by default (`describe`).
+counts on its own terms: it is neither compiled nor written anew to be faster. It runs on torch's first GPU where
+there is one, else on the CPU with as many threads as torch takes by default (`describe`).
 
 **Installation.** torch is no dependency of the package. In an environment that has the package::
 
@@ -123,10 +123,21 @@ def missing() -> str | None:
     return None
 
 
+def _device() -> str:
+    """Where torch runs the peer."""
+    return "cuda" if _libraries()[0].cuda.is_available() else "cpu"
+
+
 def describe() -> dict[str, str | int]:
-    """Versions of torch and spikingjelly, and the threads torch takes; ImportError where they are missing."""
+    """Versions of torch and spikingjelly, the device, and the threads torch takes.
+
+    Raises:
+      ImportError: where they are missing.
+    """
     torch, _, _ = _libraries()
+    device = _device()
     return {
+        "device": torch.cuda.get_device_name(device) if device == "cuda" else device,
         "torch": torch.__version__,
         "spikingjelly": importlib.metadata.version("spikingjelly"),
         "threads": torch.get_num_threads(),
@@ -282,14 +293,15 @@ def snasnet_scores(genotypes: ArrayLike, images: ArrayLike, spec: NetworkSpec, *
         raise ValueError("images are uint8; want normalised ones (spikernel_jax.data.normalise)")
     check_images(arrays.reshape(-1, *spec.image_shape))
     torch, _, _ = _libraries()
-    batches = list(torch.from_numpy(np.ascontiguousarray(np.moveaxis(arrays, -1, 2), np.float32)))
+    device = _device()
+    batches = list(torch.from_numpy(np.ascontiguousarray(np.moveaxis(arrays, -1, 2), np.float32)).to(device))
     identities = spec.space.identity(cells[:, *np.transpose(spec.space.edges)])
     results, seconds = [], []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         for cell, identity in zip(cells, identities.tolist(), strict=True):
             start = time.perf_counter()
             torch.manual_seed(int(np.random.SeedSequence([seed, identity]).generate_state(1, np.uint64)[0]))
-            results.append(score_network(build(cell, spec), batches))
+            results.append(score_network(build(cell, spec).to(device), batches))
             seconds.append(time.perf_counter() - start)
     replicates = np.stack([result.scores for result in results])
     calls = np.array([result.lif_calls for result in results], np.int64)
