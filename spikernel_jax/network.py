@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from spikernel_jax import neurons, operations
+from spikernel_jax import convolution, neurons, operations
 from spikernel_jax.spec import CELLS, NetworkSpec, layer_name
 
 Array = jax.Array
@@ -131,7 +131,7 @@ class Pass:
 
     def stem(self, images_BHWC: Array) -> Array:
         """The current that every time step reads, [B, H, W, C]."""
-        x = operations.conv(images_BHWC, self.params["stem"]["kernel"], self.spec.stem_stride)
+        x = convolution.conv(images_BHWC, self.params["stem"]["kernel"], self.spec.stem_stride)
         return self.norm("stem", x[None])[0]
 
     def spikes(self, v_N: Array, x_TN: Array) -> tuple[Array, Array, Any]:
@@ -191,7 +191,7 @@ class Pass:
 
         def conv(k: int) -> Array:
             name = layer_name(cell, self.spec.space.edges[position], k)
-            y = operations.conv(spikes_TBHWC, self.params[name]["kernel"])
+            y = convolution.conv(spikes_TBHWC, self.params[name]["kernel"])
             # Statistics may not leave a traced branch; scoring keeps none, so nothing is lost there.
             return self.norm(name, y) if isinstance(code, int) else self.normed(name, y)[0]
 
@@ -268,7 +268,7 @@ class Pass:
     def after_cell1(self, x: Array, time_steps: int, dropout_keep: Array | None) -> Array:
         """Transition, cell 2 and head on the output of cell 1, [T, B, H, W, C]; logits [T, B, K]."""
         x = self.fire("transition", self.norm("transition.in", x))
-        x = self.norm("transition.conv", operations.conv(x, self.params["transition.conv"]["kernel"]))
+        x = self.norm("transition.conv", convolution.conv(x, self.params["transition.conv"]["kernel"]))
         x = self.cell("cell2", operations.downsample(x, 2), time_steps)
         return self.head(self.fire("last", self.norm("last", x)), dropout_keep)
 

@@ -1,10 +1,9 @@
-"""What an edge of a cell can do: convolution with batch norm, average pooling; their initialisation.
+"""What a cell is made of besides convolutions: pooling and batch norm; initialisation of all.
 
 All activations are time-major ``[T, B, H, W, C]``; a convolution over T time steps of one layer is
 one convolution over ``T*B`` images. Weights are ``[k, k, C_in, C_out]``.
 """
 
-import functools
 import math
 
 import jax
@@ -16,69 +15,7 @@ Params = dict[str, Array]
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # weight of the new statistic, PyTorch's convention
-_WIDE = 32  # channels that make XLA's CPU convolution a fast one
 NORMS = ("per_step", "over_time")
-
-
-def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """SAME convolution of ``[..., H, W, C_in]`` with ``[k, k, C_in, C_out]``, PyTorch's padding.
-
-    With stride 2 and an odd kernel, PyTorch pads ``(k-1)/2`` on each side, where "SAME" would pad
-    less on the left: the explicit padding keeps published weights meaningful.
-
-    Narrow inputs (bfloat16 spikes) are multiplied by the kernel in their own type and summed in float32.
-    """
-    k = kernel.shape[0]
-    kernel = kernel.astype(x.dtype)
-    if k == 1 and stride == 1:  # a matrix product: several times faster backwards than a convolution
-        sums = jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.matmul(x, kernel[0, 0], preferred_element_type=sums)
-    x_NHWC = x.reshape(-1, *x.shape[-3:])
-    pixels = _pixels_together(x_NHWC.shape, kernel.shape, stride)
-    if pixels == 1:
-        y = _direct(x_NHWC, kernel, (stride, stride))
-    else:
-        y = lax.platform_dependent(x_NHWC, kernel, cpu=functools.partial(_side_by_side, pixels), default=_direct)
-    return y.reshape(*x.shape[:-3], *y.shape[1:])
-
-
-def _direct(x_NHWC: Array, kernel: Array, strides: tuple[int, int] = (1, 1)) -> Array:
-    pad = (kernel.shape[0] - 1) // 2
-    return lax.conv_general_dilated(
-        x_NHWC,
-        kernel,
-        strides,
-        ((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        preferred_element_type=jnp.promote_types(x_NHWC.dtype, jnp.float32),
-    )
-
-
-def _pixels_together(image: tuple[int, ...], kernel: tuple[int, ...], stride: int) -> int:
-    """How many neighbours in a row `_side_by_side` should compute as one; 1 where that gains nothing."""
-    return math.gcd(_WIDE // kernel[3], image[2]) if max(kernel[2:]) < _WIDE and stride == 1 else 1
-
-
-def _side_by_side_forwards(pixels: int, x_NHWC: Array, kernel: Array) -> Array:
-    """The convolution of stride 1 with some output pixels side by side as if they were channels.
-
-    XLA's fast CPU convolution wants `_WIDE` channels: narrower ones run at a fifth to a half of its rate. The
-    kernel is laid side by side `pixels` times, each one pixel further on, and strides over as many pixels. So
-    `pixels` times as many outputs are made of a window that is only `pixels` - 1 pixels wider, and in memory they
-    lie as they would have.
-    """
-    k = kernel.shape[0]
-    shifted = [jnp.pad(kernel, ((0, 0), (i, pixels - 1 - i), (0, 0), (0, 0))) for i in range(pixels)]
-    wide = jnp.stack(shifted, 3).reshape(k, k + pixels - 1, kernel.shape[2], -1)
-    return _direct(x_NHWC, wide, (1, pixels)).reshape(*x_NHWC.shape[:3], -1)
-
-
-def _side_by_side_backwards(_: int, inputs: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    return jax.vjp(_direct, *inputs)[1](g)  # through the wide kernel it would be slower
-
-
-_side_by_side = jax.custom_vjp(_side_by_side_forwards, nondiff_argnums=(0,))
-_side_by_side.defvjp(lambda pixels, *inputs: (_side_by_side_forwards(pixels, *inputs), inputs), _side_by_side_backwards)
 
 
 def avgpool3(x: Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikernel_jax import CellSpace, NetworkSpec, engine, neurons, operations, proxies
+from spikernel_jax import CellSpace, NetworkSpec, convolution, engine, neurons, operations, proxies
 from spikernel_jax.work import necessary_work
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +30,7 @@ FileNames
 1 "/somewhere/engine.py"
 2 "/somewhere/spikernel_jax/operations.py"
 3 "/somewhere/spikernel_jax/neurons.py"
+4 "/somewhere/spikernel_jax/convolution.py"
 
 FunctionNames
 1 "score_groups.<locals>.one"
@@ -40,10 +41,10 @@ FunctionNames
 
 FileLocations
 1 {file_name_id=1 function_name_id=1 line=1 end_line=1 column=1 end_column=2}
-2 {file_name_id=2 function_name_id=2 line=1 end_line=1 column=1 end_column=2}
+2 {file_name_id=4 function_name_id=2 line=1 end_line=1 column=1 end_column=2}
 3 {file_name_id=2 function_name_id=3 line=1 end_line=1 column=1 end_column=2}
 4 {file_name_id=3 function_name_id=4 line=1 end_line=1 column=1 end_column=2}
-5 {file_name_id=2 function_name_id=5 line=1 end_line=1 column=1 end_column=2}
+5 {file_name_id=4 function_name_id=5 line=1 end_line=1 column=1 end_column=2}
 
 StackFrames
 1 {file_location_id=1 parent_frame_id=PARENT_OF_1}
@@ -126,7 +127,7 @@ def test_a_real_profile_names_the_parts():
     @jax.jit
     def some_layers(x, kernel):
         affine = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
-        y, _ = operations.batch_norm(operations.conv(x, kernel), affine, None, train=True)
+        y, _ = operations.batch_norm(convolution.conv(x, kernel), affine, None, train=True)
         spikes = neurons.run(SPEC.neuron, jnp.zeros(y.shape[1:]), y)[1]
         return proxies.normalised_hamming(spikes), operations.avgpool3(y)
 

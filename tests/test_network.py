@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikernel_jax import network, operations
+from spikernel_jax import convolution, network, operations
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.spec import NetworkSpec
@@ -404,7 +404,7 @@ def test_conv(k, stride, size):
     rng = np.random.default_rng(k)
     x, kernel = rng.normal(size=(2, 2, *size, 3)), rng.normal(size=(k, k, 3, 4))
     with jax.enable_x64(True):
-        ours = operations.conv(jnp.asarray(x), jnp.asarray(kernel), stride)
+        ours = convolution.conv(jnp.asarray(x), jnp.asarray(kernel), stride)
     np.testing.assert_allclose(ours, conv_oracle(x, kernel, stride), rtol=1e-10, atol=1e-12)
 
 
@@ -416,7 +416,7 @@ def test_conv_of_few_channels(k, channels, width):
     x, kernel = rng.normal(size=(2, 5, width, channels[0])), rng.normal(size=(k, k, *channels))
     g = rng.normal(size=(2, 5, width, channels[1]))
     with jax.enable_x64(True):
-        ours, backwards = jax.vjp(operations.conv, jnp.asarray(x), jnp.asarray(kernel))
+        ours, backwards = jax.vjp(convolution.conv, jnp.asarray(x), jnp.asarray(kernel))
         dx, dkernel = map(np.asarray, backwards(jnp.asarray(g)))
     np.testing.assert_allclose(ours, conv_oracle(x[None], kernel)[0], rtol=1e-10, atol=1e-12)
     turned = kernel[::-1, ::-1].swapaxes(2, 3)  # the gradient of a convolution is one with the turned kernel

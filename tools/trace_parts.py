@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from spikernel_jax import neurons, operations, proxies
+from spikernel_jax import convolution, neurons, operations, proxies
 
 REST = "rest"
 _FUNCTIONS: dict[Callable[..., Any], str] = {
-    operations.conv: "convolution",
+    convolution.conv: "convolution",
     neurons.run: "lif",
     operations.batch_norm: "norm",
     operations.avgpool3: "pooling",
