@@ -158,7 +158,7 @@ def _warp(images: jax.Array, operation_B: jax.Array, strength_B: jax.Array, nega
 
 def _map(pixels: jax.Array, operation_B: jax.Array, strength_B: jax.Array) -> jax.Array:
     """Posterizes, solarizes, stretches and equalizes by one table an image and channel; int32 [B, H, W, C]."""
-    batch, height, width, channels = pixels.shape
+    batch, _, _, channels = pixels.shape
     value = jnp.arange(256, dtype=jnp.int32)[None, None, None, :]
     strength = strength_B[:, None, None, None]
 
