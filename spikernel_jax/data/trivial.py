@@ -1,6 +1,6 @@
 """TrivialAugment for a whole batch at once, in integers: the same result on every device.
 
-A batch of images wants a different operation each. Under vmap a switch runs every branch on every image, so the
+Each image of a batch wants another operation. Under vmap a switch runs every branch on every image, so the
 operations are grouped by what they are: one nearest-neighbour warp (the geometric ones), one table of 256 values
 per image and channel, one blend with a degenerate image. What an image does not want is its group's identity.
 """
