@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from spikernel_jax.data.augment import augment, epoch_batches, normalise
+from spikernel_jax.data.augment import augment, cutout, epoch_batches, normalise
+from spikernel_jax.data.mix import cutmix, mixup
 from spikernel_jax.data.sources import DATASETS, DataNotFoundError, DatasetInfo, read_pools
+from spikernel_jax.data.trivial import trivial_augment
 
 __all__ = [
     "DATASETS",
@@ -22,10 +24,14 @@ __all__ = [
     "Split",
     "augment",
     "check_images",
+    "cutmix",
+    "cutout",
     "epoch_batches",
     "load_dataset",
     "make_dataset",
+    "mixup",
     "normalise",
+    "trivial_augment",
 ]
 
 # The split's own seed: it must not move with a run's seed, or two runs would compare different test sets.

@@ -6,6 +6,21 @@ import jax
 import jax.numpy as jnp
 
 
+def require_batch(images: jax.Array) -> None:
+    """Raises ValueError unless `images` has the four axes [B, H, W, C]."""
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape [B, H, W, C], got shape {images.shape}")
+
+
+def bits_by_image(key: jax.Array, batch: int, draws: int) -> jax.Array:
+    """Draws uint32 [batch, draws]; row i depends on `key` and i alone, not on the size of the batch.
+
+    Uniform integers below n are the bits modulo n: the bias is below n / 2**32, and it costs no rejection.
+    """
+    index = jnp.arange(batch, dtype=jnp.int32)
+    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (draws,), jnp.uint32))(index)
+
+
 def augment(key: jax.Array, images: jax.Array, padding: int, flip: bool) -> jax.Array:
     """Shifts each image by a random crop of its zero-padded self and may mirror it.
 
@@ -25,14 +40,12 @@ def augment(key: jax.Array, images: jax.Array, padding: int, flip: bool) -> jax.
     Raises:
       ValueError: `images` has not four axes, or `padding` is negative.
     """
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape [B, H, W, C], got shape {images.shape}")
+    require_batch(images)
     if padding < 0:
         raise ValueError(f"padding must be at least 0, got {padding}")
     batch, height, width, _ = images.shape
     index = jnp.arange(batch, dtype=jnp.int32)
-    # One draw of raw bits per image; the modulo's bias is below (2 * padding + 1) / 2**32.
-    bits = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (3,), jnp.uint32))(index)
+    bits = bits_by_image(key, batch, 3)
     span = jnp.uint32(2 * padding + 1)
     offset_y = (bits[:, 0] % span).astype(jnp.int32)
     offset_x = (bits[:, 1] % span).astype(jnp.int32)
@@ -46,6 +59,42 @@ def augment(key: jax.Array, images: jax.Array, padding: int, flip: bool) -> jax.
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     # Mirroring is folded into the indices, so crop and flip together are a single gather.
     return padded[index[:, None, None], row[:, :, None], column[:, None, :]]
+
+
+def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
+    """Blackens a square of every image (DeVries & Taylor 2017, arXiv:1708.04552).
+
+    The square's centre is uniform over the pixels and the square is clipped at the border, so fewer than
+    side * side pixels may go. Call it on raw pixels, where black is 0. The result for image i depends on `key`
+    and i alone, not on the size of the batch.
+
+    Args:
+      key: PRNG key; image i uses `jax.random.fold_in(key, i)`.
+      images: uint8 or floating point [B, H, W, C], pixels 0..255.
+      side: Pixels a side; 0 leaves the images as they are. Static.
+
+    Returns:
+      Array of the shape and dtype of `images`.
+
+    Raises:
+      ValueError: `images` has not four axes, or `side` is negative.
+    """
+    require_batch(images)
+    if side < 0:
+        raise ValueError(f"side must be at least 0, got {side}")
+    batch, height, width, _ = images.shape
+    bits = bits_by_image(key, batch, 2)
+    row_BH = _within(bits[:, 0], height, side)
+    column_BW = _within(bits[:, 1], width, side)
+    hidden_BHW = row_BH[:, :, None] & column_BW[:, None, :]
+    return jnp.where(hidden_BHW[..., None], jnp.zeros((), images.dtype), images)
+
+
+def _within(bits_B: jax.Array, length: int, side: int) -> jax.Array:
+    """Marks, as bool [B, length], the `side` places about a centre drawn from 0..length - 1."""
+    start_B = (bits_B % jnp.uint32(length)).astype(jnp.int32) - side // 2
+    place = jnp.arange(length, dtype=jnp.int32)[None, :] - start_B[:, None]
+    return (place >= 0) & (place < side)
 
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
