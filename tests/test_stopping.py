@@ -24,66 +24,79 @@ def handlers_come_back():
     assert [signal.getsignal(number) for number in BOTH] == before
 
 
-@pytest.mark.parametrize("number", BOTH)
-def test_a_signal_only_asks(number):
-    reached = False
-    with pytest.raises(StoppedError, match=f"stopped by {number.name} with all saved: run the same command") as error:
+def work(*numbers: signal.Signals, answer: bool = True) -> list[bool]:
+    """What `requested` was before and after each signal, in a block that answers at its end or not at all."""
+    requested: list[bool] = []
+    try:
         with stop_signals() as stop:
-            assert not stop.requested
+            requested.append(stop.requested)
             stop.check()
-            os.kill(os.getpid(), number)
-            assert stop.requested
-            reached = True
-            stop.check()
-            reached = False
-    assert reached
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                requested.append(stop.requested)
+            if answer:
+                stop.check()
+                requested.clear()  # not reached where a stop was requested
+    except StoppedError as error:
+        error.add_note(str(requested))
+        raise
+    return requested
+
+
+@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_signal_only_asks_and_is_not_lost(number, answer):
+    with pytest.raises(StoppedError, match=f"stopped by {number.name} with all saved: run the same command") as error:
+        work(number, answer=answer)
     assert error.value.exit_status == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert error.value.__notes__ == ["[False, True]"]
     assert not isinstance(error.value, ValueError | OSError)
 
 
 def test_nothing_asked_nothing_raised():
-    with stop_signals() as stop:
-        pass
-    stop.check()
+    assert work(answer=False) == [False]
+    assert work(answer=True) == []
 
 
-def test_a_request_that_nobody_answered_is_not_lost():
-    work = []
-    with pytest.raises(StoppedError):
-        with stop_signals():
-            signal.raise_signal(signal.SIGTERM)
-            work.append("done")
-    assert work == ["done"]
-
-
-def test_an_error_of_the_work_goes_first():
-    with pytest.raises(ValueError, match="of the work"), stop_signals():
-        signal.raise_signal(signal.SIGTERM)
-        raise ValueError("of the work")
+@pytest.mark.parametrize("first", BOTH)
+def test_sigterm_again_changes_nothing(first):
+    with pytest.raises(StoppedError, match=f"by {first.name}") as error:
+        work(first, signal.SIGTERM, signal.SIGTERM)
+    assert error.value.__notes__ == ["[False, True, True, True]"]
 
 
 @pytest.mark.parametrize("first", BOTH)
 def test_sigint_after_a_request_interrupts_at_once(first):
     with pytest.raises(KeyboardInterrupt):
+        work(first, signal.SIGINT)
+
+
+def test_an_error_of_the_work_goes_first():
+    def failing() -> None:
         with stop_signals():
-            signal.raise_signal(first)
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("went on")
+            signal.raise_signal(signal.SIGTERM)
+            raise ValueError("of the work")
+
+    with pytest.raises(ValueError, match="of the work"):
+        failing()
 
 
-@pytest.mark.parametrize("first", BOTH)
-def test_sigterm_again_changes_nothing(first):
-    with pytest.raises(StoppedError, match=f"by {first.name}"), stop_signals():
-        signal.raise_signal(first)
-        signal.raise_signal(signal.SIGTERM)
+def test_blocks_within_each_other():
+    with stop_signals() as outer:
+        with pytest.raises(StoppedError):
+            work(signal.SIGTERM)
+        assert not outer.requested
+        with pytest.raises(StoppedError):
+            work(signal.SIGINT)
+        assert not outer.requested
 
 
 def test_handlers_of_before_are_used_again():
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     try:
-        with pytest.raises(StoppedError), stop_signals():
-            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            work(signal.SIGTERM)
         assert seen == []
         signal.raise_signal(signal.SIGTERM)
         assert seen == [signal.SIGTERM]
@@ -101,27 +114,18 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_blocks_within_each_other():
-    with pytest.raises(StoppedError), stop_signals() as outer:
-        with pytest.raises(StoppedError), stop_signals() as inner:
-            signal.raise_signal(signal.SIGTERM)
-            assert (inner.requested, outer.requested) == (True, False)
-        signal.raise_signal(signal.SIGTERM)
-        assert outer.requested
-
-
 def test_in_another_thread_nothing_is_ever_requested():
     seen: list[Any] = []
     inside, sent = threading.Event(), threading.Event()
 
-    def work() -> None:
+    def wait() -> None:
         with stop_signals() as stop:
             inside.set()
             sent.wait(30)
             seen.append(stop.requested)
         seen.append("ended")
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=wait)
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     try:
         thread.start()
