@@ -1,13 +1,15 @@
-"""Checkpoints through orbax: finished models, and the state of a training run.
+"""Checkpoints through orbax: finished models, and the states of a training run.
 
-Orbax writes to a temporary folder and renames it, so a checkpoint is there whole or not at all.
+A checkpoint is written and sealed beside its place and then moved there, so it is there whole or not at all;
+its seal, the SHA-256 of every file, tells later damage.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from spikernel_jax.spec import spec_from_json, spec_to_json
 
 _FORMAT = "spikernel_jax model, 1"
 _SUMS = "sha256.json"
+_KEPT = 2  # training checkpoints
+_OTHER_BYTES = 1 << 20  # what orbax writes of a state besides its arrays, generously
 
 
 def _orbax() -> Any:
@@ -47,14 +51,13 @@ def _seal(folder: Path) -> None:
 
 
 def _check_seal(folder: Path) -> None:
-    """Raises ValueError if a file differs from what was saved.
+    """Raises ValueError if a file differs from what was saved, is missing or new, or nothing tells what was saved.
 
     Orbax would notice most damage, but with thousands of lines on stderr, and not a changed bit in an array.
-    A checkpoint without a seal (its process was killed just after saving) passes.
     """
-    if not (folder / _SUMS).exists():
-        return
-    written, there = json.loads((folder / _SUMS).read_bytes()), _sums(folder)
+    written, there = files.read_json(folder / _SUMS), _sums(folder)
+    if not isinstance(written, dict):
+        raise ValueError(f"{_SUMS} is damaged")
     for name in sorted(written.keys() | there.keys()):
         if written.get(name) != there.get(name):
             raise ValueError(f"{name} is {'damaged' if name in written and name in there else 'missing or new'}")
@@ -140,69 +143,135 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     )
 
 
-def _unreadable(folder: Path, error: BaseException) -> ValueError:
-    return ValueError(
-        f"{folder}: the training checkpoint cannot be read ({files.one_line(error)}); remove that folder to train again"
-    )
-
-
 class TrainingCheckpoints:
-    """The last state of one training run, with the fingerprint of all that its result depends on."""
+    """The newest two states of one training run, with the fingerprint of all that its result depends on.
 
-    def __init__(self, checkpointer: Any, path: Path, fingerprint: dict[str, Any]):
+    A state is known by its step: any counter that grows while training, of batches or of epochs.
+    """
+
+    def __init__(self, path: Path, fingerprint: dict[str, Any]):
         """Use `training_checkpoints`."""
-        self._checkpointer, self._path, self._fingerprint = checkpointer, path, fingerprint
+        self._path, self._fingerprint = path, fingerprint
+        self._good: list[int] | None = None  # steps to keep, at most two, ascending; None before `restore`
 
-    def save(self, epochs_done: int, state: Any) -> None:
-        """Saves the state after a number of epochs; returns when it is on disk."""
-        self._checkpointer.save(epochs_done, state, custom_metadata={"fingerprint": self._fingerprint}, force=True)
-        _seal(self._path / str(epochs_done))
+    def _steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, newest first."""
+        return sorted((int(entry.name) for entry in self._path.iterdir() if entry.name.isdecimal()), reverse=True)
 
-    def restore(self, like: Any) -> tuple[int, Any]:
-        """Epochs done and the state after them; (0, `like`) where there is no checkpoint.
+    def _drop_but(self, kept: list[int]) -> None:
+        for step in self._steps():
+            if step not in kept:
+                doomed = self._path / f".{step}.old.tmp"
+                shutil.rmtree(doomed, ignore_errors=True)
+                os.replace(self._path / str(step), doomed)  # at once: half a checkpoint must not keep its name
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def check_room(self, state: Any) -> None:
+        """Looks whether there is room for all that `save` will write of such a state; call it before training.
 
         Raises:
-          ValueError: one line, if the checkpoint is of another run or cannot be read.
+          ValueError: as `files.check_room`.
         """
-        latest = self._checkpointer.latest
-        if latest is None:
-            return 0, like
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OTHER_BYTES
+        missing = max(_KEPT + 1 - len(self._steps()), 1)  # a third one is there while it is written
+        files.check_room(self._path, missing * size)
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state after a step and keeps the one before it; returns when both are on disk.
+
+        Checkpoints that `restore` passed over, damaged or older, are removed.
+
+        Raises:
+          ValueError: the step is negative or before the last, or the folder holds checkpoints and nothing was
+            restored.
+          OSError: one line, if the checkpoint cannot be written; those before it stay.
+        """
+        if self._good is None:
+            if self._steps():
+                raise ValueError(f"{self._path} holds checkpoints: restore before saving step {step}")
+            self._good = []
+        if step < max(self._good, default=0):
+            raise ValueError(f"step={step} must not be before the last one saved, {max(self._good, default=0)}")
+        self._drop_but(self._good)  # before writing, for the room they take
         try:
-            there = self._checkpointer.metadata(latest).custom_metadata["fingerprint"]
+            with files.atomic_folder(self._path / str(step)) as fresh:
+                _orbax().save(fresh, state, custom_metadata={"fingerprint": self._fingerprint})
+                _seal(fresh)
+        except Exception as error:  # orbax raises many types, with messages of many lines
+            reason = files.one_line(error)
+            raise OSError(f"{self._path}: the checkpoint of step {step} cannot be written ({reason})") from None
+        self._good = [*[kept for kept in self._good if kept < step][1 - _KEPT :], step]
+        self._drop_but(self._good)
+
+    def restore(self, like: Any, say: Callable[[str], None] = lambda _: None) -> tuple[int, Any]:
+        """The newest state that is not damaged, and its step; (0, `like`) where there is no checkpoint.
+
+        Args:
+          like: a state of the same shapes and dtypes.
+          say: prints a line if a newer checkpoint is damaged.
+
+        Raises:
+          ValueError: one line, if the checkpoints are of another run, or none can be read; they stay as they were.
+        """
+        steps = self._steps()
+        damaged: list[str] = []
+        for index, step in enumerate(steps):
+            try:
+                _check_seal(self._path / str(step))
+            except (ValueError, OSError) as error:
+                damaged.append(f"the checkpoint of step {step} is damaged ({files.one_line(error)})")
+                continue
+            state = self._load(step, like)
+            if damaged:
+                say(f"{self._path}: {', '.join(damaged)}: going on from step {step}")
+            self._good = steps[index : index + _KEPT][::-1]
+            return step, state
+        if damaged:
+            raise self._unreadable(", ".join(damaged))
+        self._good = []
+        return 0, like
+
+    def _load(self, step: int, like: Any) -> Any:
+        """The state of a checkpoint whose files are as they were saved, so what fails here is no damage."""
+        ocp, folder = _orbax(), self._path / str(step)
+        try:
+            there = ocp.metadata(folder).custom_metadata["fingerprint"]
             differing = sorted(
                 key for key in there.keys() | self._fingerprint.keys()
                 if there.get(key) != self._fingerprint.get(key)
             )  # fmt: skip
-            state = None if differing else self._checkpointer.load(latest, _abstract(like))
+            state = None if differing else ocp.load(folder, _abstract(like))
         except Exception as error:
-            raise _unreadable(self._path, error) from None
+            raise self._unreadable(f"step {step}: {files.one_line(error)}") from None
         if differing:
             raise ValueError(
                 f"{self._path} holds another training run ({', '.join(differing)} differ): "
                 "remove it or choose another folder"
             )
-        return int(latest.step), state
+        return state
+
+    def _unreadable(self, reason: str) -> ValueError:
+        return ValueError(
+            f"{self._path}: the training checkpoint cannot be read ({reason}); remove that folder to train again"
+        )
 
 
 @contextlib.contextmanager
 def training_checkpoints(path: str | os.PathLike[str], fingerprint: dict[str, Any]) -> Iterator[TrainingCheckpoints]:
-    """Opens the training checkpoints of a folder; the newest one is kept.
+    """Opens the training checkpoints of a folder, and holds the folder while they are open.
+
+    Layout: ``STEP/`` for the newest two, each one orbax checkpoint and ``sha256.json``.
 
     Args:
       path: folder, made if absent.
       fingerprint: JSON of all that the trained weights depend on.
 
     Raises:
-      ValueError: one line, if the newest checkpoint is damaged.
+      ValueError: one line, if the folder cannot be made or written to, or another process trains in it.
     """
-    ocp = _orbax()
     folder = Path(path).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    newest_step = max((int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()), default=0)
-    try:  # before orbax looks, which logs what it stumbles over
-        _check_seal(folder / str(newest_step))
-    except ValueError as error:
-        raise _unreadable(folder, error) from None
-    newest = ocp.training.preservation_policies.LatestN(1)
-    with ocp.training.Checkpointer(folder, preservation_policy=newest, cleanup_tmp_directories=True) as checkpointer:
-        yield TrainingCheckpoints(checkpointer, folder, fingerprint)
+    files.check_room(folder, 0)
+    with files.lock(folder, f"another process is training in {folder}"):
+        for stale in folder.glob(".*.tmp"):  # of a killed process
+            shutil.rmtree(stale, ignore_errors=True)
+        yield TrainingCheckpoints(folder, fingerprint)

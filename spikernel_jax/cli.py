@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from spikernel_jax import distributed, jobs, machine, tradeoff
+from spikernel_jax import distributed, jobs, machine, stopping, tradeoff
 from spikernel_jax.genotype import CellSpace
 
 Options = TypeVar("Options")
@@ -134,7 +134,10 @@ def _parse_set(text: str) -> list[int]:
 
 
 def main(options_type: type[Options], body: Callable[[Options], None], description: str) -> None:
-    """Parses the command line and runs a script; bad input is one line on stderr and exit 2."""
+    """Parses the command line and runs a script; bad input is one line on stderr and exit 2.
+
+    Work that a signal stopped after saving says so in one line and exits with 143 (SIGTERM) or 130 (SIGINT).
+    """
     options = tyro.cli(options_type, description=description)
     machine.set_up(getattr(options, "compilation_cache", None))
     try:
@@ -142,6 +145,9 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except stopping.StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_status)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

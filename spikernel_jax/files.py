@@ -4,6 +4,7 @@ Files are written beside their place and then moved there: a process killed at a
 or the new one. JSON lines are appended; only the last can be torn. User errors are `ValueError`s of one line.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -58,6 +59,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     fresh, earlier = scratch / "fresh", scratch / "earlier"
     try:
         yield fresh
+        _sync(fresh)  # the bytes reach the disk before the name does
         replaces = os.path.lexists(path)
         if replaces:
             os.replace(path, earlier)
@@ -69,6 +71,66 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Waits until all that a folder holds is on the disk, as far as the system tells."""
+    for parent, _, names in os.walk(folder):
+        for path in [*(os.path.join(parent, name) for name in names), parent]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def lock(folder: Path, refusal: str) -> Iterator[None]:
+    """Holds a folder until the block or the process ends, however; ValueError(refusal) if another holds it."""
+    # The file stays: removing it would let a third process lock a new file beside a held old one.
+    with open(folder / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(refusal) from None
+        yield
+
+
+def check_room(folder: str | os.PathLike[str], bytes_needed: int) -> None:
+    """Finds out before long work whether its results can be written; makes the folder if absent.
+
+    A small file is written, synced and renamed there, and removed. What this cannot know: what other processes
+    write meanwhile, quotas (of which the free space of the file system tells nothing), how much of its space
+    a file system that compresses, copies on write or makes room late really has, and faults to come.
+
+    Args:
+      folder: where the results will be.
+      bytes_needed: how much they will take.
+
+    Raises:
+      ValueError: one line naming the folder, the bytes needed and the bytes free: it cannot be made or written
+        to, or there is too little space. A folder that was absent stays so for want of space.
+    """
+    folder = Path(folder)
+    needs = f"{folder} needs {bytes_needed} bytes"
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        free = shutil.disk_usage(there).free
+        if free < bytes_needed:
+            raise ValueError(f"{needs}, but {free} are free there: make room or choose another folder")
+        needs += f" ({free} are free)"
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".room.", suffix=".tmp", dir=folder))
+        try:
+            with open(scratch / "written", "wb") as file:
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch / "written", scratch / "renamed")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise ValueError(f"{needs}, but cannot be written to ({error}): choose another folder") from None
 
 
 def await_file(path: Path, wanted: Callable[[bytes], bool]) -> None:

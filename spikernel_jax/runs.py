@@ -10,7 +10,6 @@ Layout of a folder::
 User errors are `ValueError`s of one line.
 """
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -156,12 +155,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder until the block or the process ends, however; ValueError if another holds it."""
-        # The file stays: removing it would let a third process lock a new file beside a held old one.
-        with open(self.path / ".lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is using this run folder: {self.path}") from None
+        with files.lock(self.path, f"another process is using this run folder: {self.path}"):
             yield
 
     def write_json(self, name: str, value: Any) -> None:

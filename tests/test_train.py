@@ -268,20 +268,20 @@ def test_a_folder_of_another_run_is_refused(changes, words, saved):
 
 
 @pytest.mark.parametrize("damage", ["half", "a bit", "metadata", "absent"])
-def test_a_corrupt_checkpoint_is_one_line(damage, saved, tmp_path, capfd):
+def test_corrupt_checkpoints_are_one_line(damage, saved, tmp_path, capfd):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
-    (state,) = (folder / "state").iterdir()
-    if damage == "metadata":
-        path = state / "_CHECKPOINT_METADATA"
-        path.write_bytes(path.read_bytes()[:300])
-    else:
-        path = max((p for p in (state / "state" / "d").iterdir()), key=lambda p: p.stat().st_size)
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 4
-        path.write_bytes(content[: len(content) // 2] if damage == "half" else content)
-        if damage == "absent":
-            path.unlink()
+    for state in (folder / "state" / "5", folder / "state" / "6"):
+        if damage == "metadata":
+            path = state / "_CHECKPOINT_METADATA"
+            path.write_bytes(path.read_bytes()[:300])
+        else:
+            path = max((p for p in (state / "state" / "d").iterdir()), key=lambda p: p.stat().st_size)
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 4
+            path.write_bytes(content[: len(content) // 2] if damage == "half" else content)
+            if damage == "absent":
+                path.unlink()
     log = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match="training checkpoint cannot be read") as error:
         run(folder)
@@ -289,6 +289,16 @@ def test_a_corrupt_checkpoint_is_one_line(damage, saved, tmp_path, capfd):
     assert str(folder / "state") in str(error.value)
     assert capfd.readouterr().err == ""  # what orbax would have to say is not said
     assert (folder / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_corrupt_last_checkpoint_costs_only_what_came_after_the_one_before(model, saved, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    (folder / "state" / "6" / "_CHECKPOINT_METADATA").unlink()
+    epochs = []
+    assert_same_weights(run(folder, progress=lambda record: epochs.append(record["epoch"])), model)
+    assert epochs == [6]
+    assert without_seconds(folder / "metrics.jsonl") == without_seconds(saved / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
