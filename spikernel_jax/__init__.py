@@ -8,9 +8,10 @@ from spikernel_jax.independent import score_independently
 from spikernel_jax.model import Model, NNXModel
 from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.population import Scores, make_bank, score_population
+from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.snasnet import load_snasnet
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import TrainConfig, evaluate, train
+from spikernel_jax.train import evaluate, train
 
 __all__ = [
     "CellSpace",

@@ -154,6 +154,11 @@ class TrainingCheckpoints:
         self._path, self._fingerprint = path, fingerprint
         self._good: list[int] | None = None  # steps to keep, at most two, ascending; None before `restore`
 
+    @property
+    def last(self) -> int | None:
+        """The step that was last saved or restored; None where there is none."""
+        return self._good[-1] if self._good else None
+
     def _steps(self) -> list[int]:
         """Steps of the checkpoints that are there, newest first."""
         return sorted((int(entry.name) for entry in self._path.iterdir() if entry.name.isdecimal()), reverse=True)

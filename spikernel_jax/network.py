@@ -30,10 +30,15 @@ Observe = Callable[[Array], Any]  # spikes [T, B, ...] of one LIF layer -> pytre
 class Output(NamedTuple):
     """What a forward pass gives back."""
 
-    logits_BK: Array
+    logits_TBK: Array  # of every time step
     stats: Stats | None  # running statistics after the pass
     state: State  # membrane potentials and feedback after the last time step
     records: dict[str, Any]  # LIF site -> what `observe` made of its spikes, leading axis T
+
+    @property
+    def logits_BK(self) -> Array:
+        """Mean logits over time."""
+        return self.logits_TBK.mean(0)
 
 
 def init(key: Array, spec: NetworkSpec, genotype: Any = None) -> tuple[Params, Stats]:
@@ -305,7 +310,7 @@ def apply(
       spike_dtype: type of the spikes, and so of the convolutions' inputs; None is that of the currents.
 
     Returns:
-      Mean logits over time, and the successors of statistics and state.
+      Logits, and the successors of statistics and state.
 
     Raises:
       ValueError: if layer by layer is asked of feedback cells, or tdBN step by step.
@@ -330,7 +335,7 @@ def apply(
     if not step_by_step:
         net = begin(stem.stats, state)
         logits_TBK = net.chunk(x0_BHWC, spec.time_steps, dropout_keep)
-        return Output(logits_TBK.mean(0), net.stats, net.state, net.records)
+        return Output(logits_TBK, net.stats, net.state, net.records)
 
     def one_step(carry: tuple[Stats | None, State], _: None) -> tuple[Any, Any]:
         net = begin(*carry)
@@ -343,7 +348,7 @@ def apply(
     (end_stats, end_state), (logits_TBK, records) = lax.scan(
         one_step, (stem.stats, state), None, length=spec.time_steps
     )
-    return Output(logits_TBK.mean(0), end_stats, end_state, records)
+    return Output(logits_TBK, end_stats, end_state, records)
 
 
 def parameter_count(params: Params) -> int:

@@ -10,8 +10,8 @@ import dataclasses
 from spikernel_jax.data import DATASETS
 from spikernel_jax.fidelity import FIDELITIES, Fidelity
 from spikernel_jax.genotype import CellSpace
+from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""Training of one network: SNASNet's recipe, resumable to the bit.
-
-Source: Kim et al., ECCV 2022 (SNASNet), section 5.1: SGD with momentum, cosine schedule, cross-entropy on
-the mean output over time.
-"""
+"""Training of one network, resumable to the bit."""
 
 import dataclasses
 import functools
@@ -22,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spikernel_jax import files, network
+from spikernel_jax import files, network, recipe
 from spikernel_jax.checkpoint import training_checkpoints
-from spikernel_jax.data import Dataset, Split, augment, epoch_batches, normalise
+from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
 from spikernel_jax.model import Model, eval_logits, hashable
 from spikernel_jax.proxies import spike_counts
+from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec, spec_to_json
+from spikernel_jax.stopping import StopRequest, stop_signals
 
 Array = jax.Array
 
@@ -36,58 +34,17 @@ class TrainingDivergedError(ValueError):
     """The loss or a weight is no longer finite."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How a network is trained.
-
-    Attributes:
-      epochs: passes over the training images.
-      batch_size: images a step.
-      learning_rate: at the first step.
-      final_fraction: of the learning rate, where the cosine ends.
-      momentum: of SGD.
-      weight_decay: of every parameter.
-      padding: of the random crop, in pixels.
-      flip: random horizontal flips.
-
-    Raises:
-      ValueError: naming the field, its value, and what would be right.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    final_fraction: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    padding: int = 0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot be trained with."""
-        for name in ("epochs", "batch_size"):
-            if not (isinstance(value := getattr(self, name), int | np.integer) and value >= 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate={self.learning_rate} must be finite and above 0")
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"final_fraction={self.final_fraction} must be from 0 to 1")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum} must be in [0, 1)")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay={self.weight_decay} must be finite and at least 0")
-        if self.padding < 0:
-            raise ValueError(f"padding={self.padding} must be at least 0")
-
-
 @flax.struct.dataclass
 class TrainState:
     """All that changes while training."""
 
     params: network.Params
     stats: network.Stats
-    momentum: Any  # optax state
+    optimiser: Any  # optax state
+    average: Any  # moving averages of (params, stats); () where the recipe has none
     step: Array  # int32 scalar, steps done
+    loss_sum: Array  # float32 scalar, of the steps of this epoch
+    right: Array  # int32 scalar, images classified rightly in this epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,32 +58,37 @@ class _Recipe:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def optimiser(self) -> optax.GradientTransformation:
-        c = self.config
-        schedule = optax.cosine_decay_schedule(c.learning_rate, self.total_steps, alpha=c.final_fraction)
-        return optax.chain(optax.add_decayed_weights(c.weight_decay), optax.sgd(schedule, c.momentum))
+    def start(self, key: Array) -> TrainState:
+        """The state before the first step."""
+        params, stats = network.init(key, self.spec, self.genotype)
+        average = jax.tree.map(jnp.copy, (params, stats)) if self.config.ema else ()  # states are donated
+        moments = recipe.optimiser(self.config, self.total_steps).init(params)
+        return TrainState(params, stats, moments, average, jnp.int32(0), jnp.float32(0), jnp.int32(0))
 
 
-@functools.partial(jax.jit, static_argnames=("recipe",), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("plan",), donate_argnames=("state",))
 def _train_step(
-    recipe: _Recipe, state: TrainState, key: Array, images: Array, labels: Array, chosen_B: Array
-) -> tuple[TrainState, Array, Array]:
-    """One step of SGD; returns the new state, the mean loss and the number of right answers."""
-    crops, mask = jax.random.split(jax.random.fold_in(key, state.step))
-    x = augment(crops, images[chosen_B], recipe.config.padding, recipe.config.flip)
-    x = normalise(x, recipe.mean, recipe.std)
+    plan: _Recipe, state: TrainState, key: Array, images: Array, labels: Array, chosen_B: Array
+) -> tuple[TrainState, Array]:
+    """One step; returns the new state and the mean loss."""
+    config = plan.config
+    drawn, mask = jax.random.split(jax.random.fold_in(key, state.step))
     y = labels[chosen_B]
-    keep = network.dropout_mask(mask, recipe.spec, len(chosen_B))
+    x, targets_BK = recipe.inputs(config, drawn, images[chosen_B], y, plan.spec.num_classes, plan.mean, plan.std)
+    keep = network.dropout_mask(mask, plan.spec, len(chosen_B))
 
     def loss(params: network.Params) -> Any:
-        out = network.apply(recipe.spec, recipe.genotype, params, x, stats=state.stats, train=True, dropout_keep=keep)
-        losses = optax.softmax_cross_entropy_with_integer_labels(out.logits_BK, y)
-        return losses.mean(), (out.stats, (out.logits_BK.argmax(-1) == y).sum())
+        out = network.apply(plan.spec, plan.genotype, params, x, stats=state.stats, train=True, dropout_keep=keep)
+        return recipe.loss(config, out.logits_TBK, targets_BK), (out.stats, (out.logits_BK.argmax(-1) == y).sum())
 
     (value, (stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, momentum = recipe.optimiser().update(grads, state.momentum, state.params)
+    updates, moments = recipe.optimiser(config, plan.total_steps).update(grads, state.optimiser, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    return TrainState(params, stats, momentum, state.step + 1), value, right
+    average = recipe.averaged(config, state.average, (params, stats), state.step) if config.ema else ()
+    new = TrainState(
+        params, stats, moments, average, state.step + 1, state.loss_sum + value, state.right + right.astype(jnp.int32)
+    )
+    return new, value
 
 
 def evaluate(model: Model, split: Split, batch_size: int = 256) -> float:
@@ -182,12 +144,13 @@ def train(
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Model:
     """Trains a network; the test split is not touched.
 
     With a folder, the state is saved after every epoch and the metrics appended to ``metrics.jsonl``
     there; a run that was killed at any instant goes on from the last epoch and ends with the same weights
-    to the bit on the same machine.
+    to the bit on the same machine. SIGTERM and SIGINT save after the step that is running.
 
     Args:
       spec: the network.
@@ -197,25 +160,26 @@ def train(
       seed: decides weights, order, augmentation and dropout.
       folder: where to save; None saves nothing.
       progress: called with each epoch's metrics.
+      say: prints a line where a damaged checkpoint is passed over.
 
     Returns:
       The model after the last epoch; ``metrics`` holds the last epoch's, and the settings.
 
     Raises:
-      ValueError: where data and spec do not fit, the batch is larger than the data, or the folder holds
-        another run or a damaged ``metrics.jsonl``.
+      ValueError: where data and spec do not fit, the batch is larger than the data, the folder has no room or
+        holds another run or a damaged ``metrics.jsonl``.
       TrainingDivergedError: at once when the loss is not finite, or at an epoch's end when a weight is not;
         that epoch is not saved.
+      StoppedError: a signal asked to stop; all is saved.
     """
     codes = hashable(genotype)
     spec.codes(codes)
     _check_fit(spec, data, config)
-    total_steps = config.epochs * (len(data.train.labels) // config.batch_size)
-    recipe = _Recipe(spec, codes, config, total_steps, data.mean, data.std)
+    steps = len(data.train.labels) // config.batch_size
+    plan = _Recipe(spec, codes, config, config.epochs * steps, data.mean, data.std)
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
-    params, stats = network.init(init_key, spec, codes)
-    state = TrainState(params, stats, recipe.optimiser().init(params), jnp.zeros((), jnp.int32))
+    state = plan.start(init_key)
     settings = {
         "spec": spec_to_json(spec),
         "genotype": np.asarray(codes).tolist(),
@@ -225,33 +189,38 @@ def train(
         "train_digest": _digest(data.train),
     }
     fingerprint = json.loads(json.dumps(settings))  # as JSON gives it back
-
-    def model_of(state: TrainState, metrics: dict[str, Any]) -> Model:
-        return Model(spec, codes, state.params, state.stats, data.mean, data.std, metrics)
-
-    images, labels = jnp.asarray(data.train.images), jnp.asarray(data.train.labels)  # on the device once for all epochs
+    work = _Work(plan, data, order_key, step_key)
     if folder is None:
         last = {}
         for epoch in range(config.epochs):
-            state, last = _epoch(recipe, state, images, labels, data.validation, epoch, order_key, step_key, model_of)
+            state = work.epoch(state, epoch)
+            last = work.metrics(state, epoch)
             if progress:
                 progress(last)
-        return model_of(state, last | settings)
+        return work.model(state, last | settings)
 
     log = Path(folder) / "metrics.jsonl"
-    with training_checkpoints(Path(folder) / "state", fingerprint) as checkpoints:
-        done, state = checkpoints.restore(state)
-        files.truncate_jsonl(log, lambda record: _epoch_of(record, log) <= done)
-        for epoch in range(done, config.epochs):
-            state, record = _epoch(recipe, state, images, labels, data.validation, epoch, order_key, step_key, model_of)
-            files.append_jsonl(log, record)
-            checkpoints.save(epoch + 1, state)
-            if progress:
-                progress(record)
+    with training_checkpoints(Path(folder) / "state", fingerprint) as checkpoints, stop_signals() as stop:
+        step, state = checkpoints.restore(state, say)
+        if step < plan.total_steps:
+            checkpoints.check_room(state)
+        files.truncate_jsonl(log, lambda record: _epoch_of(record, log) <= step // steps)
+        for epoch in range(step // steps, config.epochs):
+            try:
+                state = work.epoch(state, epoch, stop)
+            except TrainingDivergedError as error:
+                saved = f"step {checkpoints.last}" if checkpoints.last else "none"
+                raise TrainingDivergedError(f"{error}; last checkpoint: {saved} in {folder}") from None
+            if int(state.step) == (epoch + 1) * steps:
+                files.append_jsonl(log, record := work.metrics(state, epoch))
+                if progress:
+                    progress(record)
+            checkpoints.save(int(state.step), state)
+            stop.check()
     records = files.read_jsonl(log) if log.exists() else []
     if not records or _epoch_of(records[-1], log) != config.epochs:
         raise ValueError(f"{log} has no metrics of the last epoch, {config.epochs}: remove {folder} to train again")
-    return model_of(state, records[-1] | settings)
+    return work.model(state, records[-1] | settings)
 
 
 def _epoch_of(record: dict[str, Any], log: Path) -> int:
@@ -272,47 +241,59 @@ def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
         )
 
 
-def _epoch(
-    recipe: _Recipe,
-    state: TrainState,
-    images: Array,
-    labels: Array,
-    validation: Split,
-    epoch: int,
-    order_key: Array,
-    step_key: Array,
-    model_of: Callable[[TrainState, dict[str, Any]], Model],
-) -> tuple[TrainState, dict[str, Any]]:
-    """One epoch: the new state and its metrics."""
-    started = time.perf_counter()
-    size = recipe.config.batch_size
-    order = np.asarray(epoch_batches(jax.random.fold_in(order_key, epoch), len(labels), size))
-    losses, rights = [], []
-    for index, chosen_B in enumerate(order):
-        state, loss, right = _train_step(recipe, state, step_key, images, labels, chosen_B)
-        losses.append(loss)
-        rights.append(right)
-        if index and not math.isfinite(float(losses[-2])):  # one step late, so that the device never waits
-            break
-    values = np.asarray([float(loss) for loss in losses])
-    if not np.isfinite(values).all():
-        step = epoch * len(order) + int(np.argmin(np.isfinite(values)))
-        raise TrainingDivergedError(
-            f"the loss is {values[~np.isfinite(values)][0]} at step {step} (epoch {epoch + 1}): "
-            f"lower learning_rate={recipe.config.learning_rate}, or check the images"
-        )
-    try:  # the last update comes after the last loss
-        chex.assert_tree_all_finite((state.params, state.stats))
-    except AssertionError:
-        raise TrainingDivergedError(
-            f"weights are not finite after epoch {epoch + 1}: "
-            f"lower learning_rate={recipe.config.learning_rate}, or check the images"
-        ) from None
-    seconds = time.perf_counter() - started
-    return state, {
-        "epoch": epoch + 1,
-        "train_loss": float(values.mean()),
-        "train_accuracy": float(sum(int(right) for right in rights) / (len(order) * size)),
-        "validation_accuracy": evaluate(model_of(state, {}), validation),
-        "seconds": round(seconds, 3),
-    }
+class _Work:
+    """One training: its data on the device, epoch by epoch."""
+
+    def __init__(self, plan: _Recipe, data: Dataset, order_key: Array, step_key: Array):
+        self._plan, self._data, self._order_key, self._step_key = plan, data, order_key, step_key
+        self._images, self._labels = jnp.asarray(data.train.images), jnp.asarray(data.train.labels)
+        self._started = time.perf_counter()
+
+    def model(self, state: TrainState, metrics: dict[str, Any]) -> Model:
+        """What the state is worth: its moving average, where the recipe has one."""
+        plan = self._plan
+        params, stats = state.average or (state.params, state.stats)
+        return Model(plan.spec, plan.genotype, params, stats, plan.mean, plan.std, metrics)
+
+    def epoch(self, state: TrainState, epoch: int, stop: StopRequest | None = None) -> TrainState:
+        """The state after an epoch that may have begun already, or where it was told to stop."""
+        self._started = time.perf_counter()
+        size = self._plan.config.batch_size
+        order = np.asarray(epoch_batches(jax.random.fold_in(self._order_key, epoch), len(self._labels), size))
+        begun = int(state.step) - epoch * len(order)
+        if not begun:
+            state = dataclasses.replace(state, loss_sum=jnp.float32(0), right=jnp.int32(0))
+        losses = []
+        for chosen_B in order[begun:]:
+            state, value = _train_step(self._plan, state, self._step_key, self._images, self._labels, chosen_B)
+            losses.append(value)
+            if len(losses) > 1 and not math.isfinite(float(losses[-2])):  # one step late: the device never waits
+                break
+            if stop and stop.requested:
+                break
+        self._check_finite(state, epoch, [float(value) for value in losses], epoch * len(order) + begun)
+        return state
+
+    def _check_finite(self, state: TrainState, epoch: int, losses: list[float], first_step: int) -> None:
+        remedy = f"lower learning_rate={self._plan.config.learning_rate}, or check the images"
+        for index, value in enumerate(losses):
+            if not math.isfinite(value):
+                raise TrainingDivergedError(
+                    f"the loss is {value} at step {first_step + index} (epoch {epoch + 1}): {remedy}"
+                )
+        try:  # the last update comes after the last loss
+            chex.assert_tree_all_finite((state.params, state.stats))
+        except AssertionError:
+            raise TrainingDivergedError(f"weights are not finite after epoch {epoch + 1}: {remedy}") from None
+
+    def metrics(self, state: TrainState, epoch: int) -> dict[str, Any]:
+        """Of an epoch that has just ended; its seconds are those since this process began it."""
+        steps = int(state.step) // (epoch + 1)
+        seconds = time.perf_counter() - self._started
+        return {
+            "epoch": epoch + 1,
+            "train_loss": float(state.loss_sum) / steps,
+            "train_accuracy": int(state.right) / (steps * self._plan.config.batch_size),
+            "validation_accuracy": evaluate(self.model(state, {}), self._data.validation),
+            "seconds": round(seconds, 3),
+        }

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikernel_jax import files, make_dataset
+from spikernel_jax import files, make_dataset, recipe
 from spikernel_jax.data import Dataset, Split, normalise
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.model import Model
@@ -175,8 +175,10 @@ import os, signal, sys, threading
 from pathlib import Path
 import test_train as t
 from spikernel_jax.checkpoint import TrainingCheckpoints
+from spikernel_jax.stopping import StoppedError
 moment, count, delay = sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+ask = lambda: os.kill(os.getpid(), signal.SIGTERM)
 left = [count]
 def counted(function, before):
     def call(*arguments):
@@ -187,11 +189,16 @@ def counted(function, before):
     return call
 if moment == "step":
     t.training._train_step = counted(t.training._train_step, die)
+elif moment == "asked":
+    t.training._train_step = counted(t.training._train_step, ask)
 elif moment == "before save":
     TrainingCheckpoints.save = counted(TrainingCheckpoints.save, die)
 else:
     TrainingCheckpoints.save = counted(TrainingCheckpoints.save, lambda: threading.Timer(delay, die).start())
-t.run(Path(sys.argv[1]))
+try:
+    t.run(Path(sys.argv[1]))
+except StoppedError as stopped:
+    sys.exit(stopped.exit_status)
 """
 
 
@@ -205,7 +212,10 @@ def killed_run(folder: Path, moment: str, count: int, delay: float = 0.0) -> Non
     }
     command = [sys.executable, "-c", _CHILD, str(folder), moment, str(count), str(delay)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == -signal.SIGKILL or (moment == "in save" and not result.returncode), result.stderr
+    if moment == "asked":
+        assert result.returncode == 128 + signal.SIGTERM, result.stderr
+    else:
+        assert result.returncode == -signal.SIGKILL or (moment == "in save" and not result.returncode), result.stderr
 
 
 def without_seconds(path: Path) -> list[dict[str, Any]]:
@@ -228,6 +238,18 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(model, saved, tmp_pa
     records = without_seconds(tmp_path / "run" / "metrics.jsonl")
     assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6], moments
     assert records == without_seconds(saved / "metrics.jsonl")
+
+
+@pytest.mark.slow
+def test_asked_to_stop_it_saves_within_the_epoch_and_goes_on_to_the_same_weights(model, saved, tmp_path):
+    killed_run(tmp_path / "run", "asked", 2)
+    assert (tmp_path / "run" / "state" / "2").is_dir()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    killed_run(tmp_path / "run", "asked", 2)  # the last of the first epoch: its metrics are whole
+    assert (tmp_path / "run" / "state" / "4").is_dir()
+    killed_run(tmp_path / "run", "asked", 3)
+    assert_same_weights(run(tmp_path / "run"), model)
+    assert without_seconds(tmp_path / "run" / "metrics.jsonl") == without_seconds(saved / "metrics.jsonl")
 
 
 def test_a_finished_run_is_not_trained_again(model, saved, monkeypatch):
@@ -271,7 +293,7 @@ def test_a_folder_of_another_run_is_refused(changes, words, saved):
 def test_corrupt_checkpoints_are_one_line(damage, saved, tmp_path, capfd):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
-    for state in (folder / "state" / "5", folder / "state" / "6"):
+    for state in (folder / "state" / "20", folder / "state" / "24"):
         if damage == "metadata":
             path = state / "_CHECKPOINT_METADATA"
             path.write_bytes(path.read_bytes()[:300])
@@ -294,7 +316,7 @@ def test_corrupt_checkpoints_are_one_line(damage, saved, tmp_path, capfd):
 def test_a_corrupt_last_checkpoint_costs_only_what_came_after_the_one_before(model, saved, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
-    (folder / "state" / "6" / "_CHECKPOINT_METADATA").unlink()
+    (folder / "state" / "24" / "_CHECKPOINT_METADATA").unlink()
     epochs = []
     assert_same_weights(run(folder, progress=lambda record: epochs.append(record["epoch"])), model)
     assert epochs == [6]
@@ -326,18 +348,18 @@ def test_weights_that_the_last_update_breaks_are_not_saved(tmp_path, monkeypatch
     step, last = training._train_step, 2 * (70 // 16)
 
     def breaking(*arguments: Any) -> Any:
-        state, loss, right = step(*arguments)
+        state, loss = step(*arguments)
         if int(state.step) == last:
             state = state.replace(params=jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), state.params))
-        return state, loss, right
+        return state, loss
 
     monkeypatch.setattr(training, "_train_step", breaking)
     config = TrainConfig(epochs=2, batch_size=16)
-    with pytest.raises(training.TrainingDivergedError, match="not finite after epoch 2: lower learning_rate") as error:
+    with pytest.raises(training.TrainingDivergedError, match=r"not finite after epoch 2: .*checkpoint: step 4") as error:
         run(tmp_path, config=config)
     assert "\n" not in str(error.value)
     assert [record["epoch"] for record in files.read_jsonl(tmp_path / "metrics.jsonl")] == [1]
-    assert [entry.name for entry in (tmp_path / "state").iterdir() if entry.is_dir()] == ["1"]
+    assert [entry.name for entry in (tmp_path / "state").iterdir() if entry.is_dir()] == ["4"]
     with pytest.raises(training.TrainingDivergedError, match="epoch 2"):
         run(None, config=config)
 
@@ -346,7 +368,7 @@ def test_weights_that_the_last_update_breaks_are_not_saved(tmp_path, monkeypatch
 
 
 def optimiser_of(config: Any, total: int) -> Any:
-    return training._Recipe(SPEC, tuple(CELL.tolist()), config, total, (0.5,), (0.5,)).optimiser()
+    return recipe.optimiser(config, total)
 
 
 def test_the_learning_rate_falls_on_a_cosine_to_its_final_fraction():
