@@ -85,12 +85,11 @@ def open_comparison(options: Options) -> tuple[Job, controlled.Plan]:
 
 
 def kernel_controlled(options: Options) -> None:
-    """Compares the kernel sizes, and prints the tables."""
+    """Compares the kernel sizes, and prints the accuracies."""
     job, plan = open_comparison(options)
     with job.run.lock():
         summary = controlled.summarise(controlled.compare(job, plan))
-    for text in (controlled.accuracy_markdown(summary), controlled.cost_markdown(summary, job.preset.bits)):
-        Console().print(Markdown(text))
+    Console().print(Markdown(controlled.accuracy_markdown(summary)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from spikernel_jax.jobs import LARGEST_SEED, Job, impact_genotypes, timed
 from spikernel_jax.pipeline import measured
 from spikernel_jax.presets import Preset
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import evaluate, train
+from spikernel_jax.train import TrainingDivergedError, evaluate, train
 
 if TYPE_CHECKING:
     import polars as pl
@@ -385,7 +385,10 @@ def _fit(job: Job, plan: Plan, seed: int, network: Network, progress: Callable[[
     folder.mkdir(parents=True, exist_ok=True)
     spec, genotype = plan.spec_at(network.channels), plan.genotypes[network.kernel_size]
     config = job.preset.training(job.data.name, job.preset.impact_epochs)
-    return train(spec, genotype, job.data, config, seed=seed, folder=folder, progress=progress)
+    try:
+        return train(spec, genotype, job.data, config, seed=seed, folder=folder, progress=progress)
+    except TrainingDivergedError as error:  # leaving it out would make the comparison kinder to its kernel size
+        raise TrainingDivergedError(f"{folder.name}: {error}") from None
 
 
 def _train(job: Job, plan: Plan, seed: int, network: Network, clock: _Clock, place: str) -> dict[str, Any]:

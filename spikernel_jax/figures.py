@@ -143,7 +143,9 @@ def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "F
         axis.set_title(name, fontsize=10)
         _say_skipped(axis, int((here & ~finite).sum()))
     axes[0].set_ylabel("validation accuracy (%)")
-    note = f"cells' kernel size, width, parameters; filled: mean ± sd, open: each seed (n = {np.unique(seeds).size})"
+    note = (
+        f"cells' kernel size, width, parameters; filled: mean ± sd, open: each seed (n = {np.unique(seeds).size} seeds)"
+    )
     figure.supxlabel(note, fontsize=8, color="#555555")
     return _save(figure, path)
 
