@@ -1,5 +1,6 @@
 """Kernel sizes at equal width and equal parameters: widths, statistics, and the script from start to finish."""
 
+import dataclasses
 import functools
 import math
 import runpy
@@ -19,7 +20,8 @@ from spikernel_jax.runs import RunFolder
 from spikernel_jax.spec import NetworkSpec
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "kernel_controlled.py"
-SMALL = ["--preset", "smoke", "--channels", "2", "--epochs", "2", "--limit-train", "32"]
+CELL = "0>3:convK"
+SMALL = ["--preset", "smoke", "--cell", CELL, "--channels", "2", "--epochs", "2", "--limit-train", "32"]
 SPACE = CellSpace((1, 3, 5, 7))
 
 
@@ -187,7 +189,7 @@ def test_the_table_says_what_was_trained(finished):
     table = table_of(out)
     preset = presets.get_preset("mnist5k", "smoke")
     spec = preset.network("mnist5k", 10, CellSpace((1, 3)))
-    cells = {k: spec.space.parse(preset.impact_cell.replace("convK", f"conv{k}")) for k in (1, 3)}
+    cells = {k: spec.space.parse(CELL.replace("convK", f"conv{k}")) for k in (1, 3)}
     assert table.select("comparison", "kernel_size", "seed").rows() == [
         (name, k, seed) for name in ("equal width", "equal parameters") for seed in range(3) for k in (1, 3)
     ]
@@ -200,7 +202,7 @@ def test_the_table_says_what_was_trained(finished):
         assert row["mismatch"] == pytest.approx(row["parameters"] / reference - 1)
         assert row["macs"] == 14 * 14 * 9 * c
         assert row["energy_nj"] == pytest.approx((4.6 * row["macs"] + 0.9 * row["synops"]) / 1000)
-        at_width = presets.dataclasses.replace(spec, channels=c)
+        at_width = dataclasses.replace(spec, channels=c)
         assert row["memory_bytes"] == costs(at_width, cells[k][None], 8).memory_bytes[0]
     shared = table.filter(pl.col("kernel_size") == 3).drop("comparison")
     assert shared[:3].equals(shared[3:])  # trained once, in both comparisons
@@ -274,7 +276,7 @@ def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
         (["--epochs", "0"], "epochs=0 must be a whole number of at least 1"),
         (["--channels", "0"], "channels=0 must be a whole number of at least 1"),
         (["--bits", "65"], "bits=65 must be a whole number from 1 to 64"),
-        (["--parameters", "100"], "kernel size 1: parameters=100 must be at least"),
+        (["--parameters", "100"], "kernel size 3: parameters=100 must be at least"),
         (["--parameters", "0"], "--parameters 0 must be from 1 to"),
         (["--cell", "0>3:conv3"], "has no convK"),
         (["--limit-train", "8"], "batch_size = 16 is larger than the data: 8 training images"),
