@@ -115,6 +115,41 @@ def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     return _save(figure, path)
 
 
+def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws validation accuracy against the kernel size, one panel for each comparison, on a common axis.
+
+    The table has one row for each comparison, kernel size and seed: `comparison` (the panel's title), `kernel_size`,
+    `channels`, `parameters`, `seed` and `validation_accuracy` (0 to 1).
+    """
+    names = ("comparison", "kernel_size", "channels", "parameters", "seed", "validation_accuracy")
+    comparison, sizes, channels, parameters, seeds, accuracy = numeric_columns(table, names)
+    panels = list(dict.fromkeys(comparison.tolist()))
+    figure, axes = _new_figure(title, (4.6 * len(panels), 4.2), nrows=1, ncols=len(panels), sharey=True)
+    for axis, name, colour, marker in zip(axes, panels, cycle(COLOURS), cycle(MARKERS), strict=False):
+        here = comparison == name
+        finite = here & np.isfinite(accuracy)
+        ticks = np.unique(sizes[here])
+        own = [here & (sizes == size) for size in ticks]
+        means, sds = 100 * np.array([mean_sd(accuracy[rows]) for rows in own]).T
+        axis.errorbar(ticks, means, yerr=np.nan_to_num(sds), color=colour, marker=marker, capsize=4)
+        beside = sizes[finite] + 0.28  # a seed's point is not to hide under the mean's bar
+        axis.scatter(beside, 100 * accuracy[finite], s=16, facecolors="none", edgecolors=colour, alpha=0.8)
+        labels = [
+            f"{size:.0f}x{size:.0f}\nC = {channels[rows][0]:.0f}\n{parameters[rows][0]:,.0f}"
+            for size, rows in zip(ticks, own, strict=True)
+        ]
+        axis.set_xticks(ticks, labels, fontsize=8)
+        axis.set_xlim(ticks.min() - 0.7, ticks.max() + 0.9)
+        axis.set_title(name, fontsize=10)
+        _say_skipped(axis, int((here & ~finite).sum()))
+    axes[0].set_ylabel("validation accuracy (%)")
+    note = (
+        f"cells' kernel size, width, parameters; filled: mean ± sd, open: each seed (n = {np.unique(seeds).size} seeds)"
+    )
+    figure.supxlabel(note, fontsize=8, color="#555555")
+    return _save(figure, path)
+
+
 def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
     """Draws the score of every cell against its memory, one panel for each kernel set, on common axes.
 

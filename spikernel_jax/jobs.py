@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 KEEP = ("rule", "all")
 _OPTIONS = "options.json"
-_LARGEST_SEED = 2**32 // 1000 - 1  # step 1 numbers its trainings seed·1000 + index, and keys hold 32 bits of it
+LARGEST_SEED = 2**32 // 1000 - 1  # step 1 numbers its trainings seed·1000 + index, and keys hold 32 bits of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +192,8 @@ def open_job(
     preset = str(preset or config_there.get("preset", "cpu"))
     seed = int(config_there.get("seed", 0)) if seed is None else seed
     settings = get_preset(data, preset)
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise ValueError(f"--seed {seed} must be from 0 to {_LARGEST_SEED}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"--seed {seed} must be from 0 to {LARGEST_SEED}")
     if out is None:
         out = Path("runs") / f"{data}-{preset}-seed{seed}"
         _, options_there = settings_there(out)

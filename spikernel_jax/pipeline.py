@@ -38,7 +38,7 @@ def _epoch_line(say: Say, name: str, epochs: int) -> Callable[[dict[str, Any]], 
     return line
 
 
-def _measured(job: Job, model: Model) -> dict[str, Any]:
+def measured(job: Job, model: Model) -> dict[str, Any]:
     """Parameters, memory, and what one validation image costs."""
     row = np.asarray(model.genotype, np.int8)
     total = cost.costs(model.spec, row[None], job.options["bits"])
@@ -75,7 +75,7 @@ def impact(job: Job) -> "pl.DataFrame":
         folder.mkdir(parents=True, exist_ok=True)
         model = train(spec, genotype, job.data, config, seed=seed, folder=folder)
         accuracy = float(model.metrics["validation_accuracy"])
-        rows.append({"kernel_size": k, "seed": seed, "accuracy": accuracy, **_measured(job, model)})
+        rows.append({"kernel_size": k, "seed": seed, "accuracy": accuracy, **measured(job, model)})
         job.say(f"  {name}  validation {100 * accuracy:.1f} %  ({len(rows)} of "
                 f"{len(space.kernel_sizes) * preset.impact_seeds} trainings)")  # fmt: skip
     table = pl.DataFrame(rows)
@@ -159,7 +159,7 @@ def train_finalists(job: Job) -> "pl.DataFrame":
                 progress=_epoch_line(job.say, names[text], config.epochs),
             )
             record = {"validation_accuracy": float(model.metrics["validation_accuracy"])}
-            record |= {"test_accuracy": evaluate(model, job.data.test), **_measured(job, model)}
+            record |= {"test_accuracy": evaluate(model, job.data.test), **measured(job, model)}
             model = dataclasses.replace(
                 model, metrics=model.metrics | record | {"source": job.data.source, "score": row["score"]}
             )
