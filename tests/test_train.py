@@ -355,7 +355,9 @@ def test_weights_that_the_last_update_breaks_are_not_saved(tmp_path, monkeypatch
 
     monkeypatch.setattr(training, "_train_step", breaking)
     config = TrainConfig(epochs=2, batch_size=16)
-    with pytest.raises(training.TrainingDivergedError, match=r"not finite after epoch 2: .*checkpoint: step 4") as error:
+    with pytest.raises(
+        training.TrainingDivergedError, match=r"not finite after epoch 2: .*checkpoint: step 4"
+    ) as error:
         run(tmp_path, config=config)
     assert "\n" not in str(error.value)
     assert [record["epoch"] for record in files.read_jsonl(tmp_path / "metrics.jsonl")] == [1]

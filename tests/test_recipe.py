@@ -1,0 +1,166 @@
+"""Recipes: optimisers, schedules, losses and averages against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spikernel_jax import recipe
+from spikernel_jax.recipe import TrainConfig
+
+PARAMS = {"conv": {"kernel": np.arange(24.0).reshape(1, 2, 3, 4) / 10 - 1}, "norm": {"scale": np.array([1.0, 2.0])}}
+GRADS = {
+    "conv": {"kernel": np.random.default_rng(3).normal(size=(1, 2, 3, 4)) * [5, 1, 1, 0.2]},
+    "norm": {"scale": np.array([0.5, -0.5])},
+}
+
+
+def steps(config: TrainConfig, count: int) -> list[dict[str, np.ndarray]]:
+    """Parameters after each of so many steps of constant gradients."""
+    optimiser = recipe.optimiser(config, 10)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), PARAMS)
+    grads = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), GRADS)
+    state, seen = optimiser.init(params), []
+    for _ in range(count):
+        updates, state = optimiser.update(grads, state, params)
+        params = jax.tree.map(lambda a, b: a + b, params, updates)
+        seen.append({"kernel": np.asarray(params["conv"]["kernel"]), "scale": np.asarray(params["norm"]["scale"])})
+    return seen
+
+
+def cosine(t: int, total: int = 10, final: float = 0.0) -> float:
+    return final + (1 - final) * (1 + np.cos(np.pi * min(t / total, 1))) / 2
+
+
+@pytest.mark.parametrize("decayed", ["all", "kernels"])
+def test_nesterov_looks_ahead(decayed):
+    config = TrainConfig(
+        learning_rate=0.1, final_fraction=0.0, weight_decay=0.1, optimiser="nesterov", decayed=decayed, momentum=0.8
+    )
+    got = steps(config, 3)
+    for name, w, g in (("kernel", PARAMS["conv"]["kernel"], GRADS["conv"]["kernel"]),
+                       ("scale", PARAMS["norm"]["scale"], GRADS["norm"]["scale"])):  # fmt: skip
+        velocity = np.zeros_like(w)
+        for t in range(3):
+            d = g + (0.1 * w if decayed == "all" or name == "kernel" else 0)
+            velocity = 0.8 * velocity + d
+            w = w - 0.1 * cosine(t) * (d + 0.8 * velocity)
+            np.testing.assert_allclose(got[t][name], w, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_decays_apart_from_its_moments():
+    got = steps(TrainConfig(learning_rate=0.1, final_fraction=0.0, weight_decay=0.1, optimiser="adamw"), 3)
+    w, g = PARAMS["conv"]["kernel"], GRADS["conv"]["kernel"]
+    for t in range(3):  # of constant gradients both corrected moments are constant
+        w = w - 0.1 * cosine(t) * (g / (np.abs(g) + 1e-8) + 0.1 * w)
+        np.testing.assert_allclose(got[t]["kernel"], w, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_turns_a_kernel_by_a_nearly_orthogonal_matrix():
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.0, optimiser="muon")
+    step = (PARAMS["conv"]["kernel"] - steps(config, 1)[0]["kernel"]).reshape(6, 4)
+    singular = np.linalg.svd(step, compute_uv=False)
+    assert (singular > 0.5 * singular[0]).all()  # Newton-Schulz brings singular values to about one size
+    gradient = np.linalg.svd(GRADS["conv"]["kernel"].reshape(6, 4), compute_uv=False)
+    assert gradient[-1] < 0.1 * gradient[0]  # which they were not
+
+
+def test_the_rate_rises_and_falls():
+    rates = recipe.learning_rates(TrainConfig(learning_rate=0.4, final_fraction=0.1, warmup=0.2), 20)
+    expected = [0.4 * t / 4 if t < 4 else 0.4 * cosine(t - 4, 16, 0.1) for t in range(21)]
+    np.testing.assert_allclose(np.array([rates(t) for t in range(21)], float), expected, rtol=1e-5, atol=1e-7)
+    cycle = recipe.learning_rates(TrainConfig(learning_rate=0.4, schedule="one_cycle"), 20)
+    values = np.array([cycle(t) for t in range(21)], float)
+    assert np.argmax(values) == 6
+    assert values[6] == pytest.approx(0.4)
+    assert values[0] == pytest.approx(0.4 / 25)
+    assert values[20] < 1e-5
+    assert (np.diff(values[:7]) > 0).all()
+    assert (np.diff(values[6:]) < 0).all()
+
+
+def test_losses():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(3, 4, 5)), rng.dirichlet(np.ones(5), 4)
+
+    def cross_entropy(logits: np.ndarray) -> np.ndarray:
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return -(targets * log_p).sum(-1)
+
+    mean = recipe.loss(TrainConfig(), jnp.asarray(logits), jnp.asarray(targets))
+    tet = recipe.loss(TrainConfig(loss="tet"), jnp.asarray(logits), jnp.asarray(targets))
+    assert float(mean) == pytest.approx(cross_entropy(logits.mean(0)).mean(), rel=1e-5)
+    assert float(tet) == pytest.approx(cross_entropy(logits).mean(), rel=1e-5)
+    assert float(tet) > float(mean)  # Jensen
+
+
+def test_the_average_follows_fast_at_first_and_slowly_then():
+    config = TrainConfig(ema=0.99)
+    average, value = jnp.zeros(2), jnp.array([1.0, -2.0])
+    early = recipe.averaged(config, average, value, jnp.int32(0))
+    late = recipe.averaged(config, average, value, jnp.int32(10**6))
+    np.testing.assert_allclose(early, 0.9 * value, rtol=1e-5)
+    np.testing.assert_allclose(late, 0.01 * value, rtol=1e-4)
+
+
+def batch(config: TrainConfig, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    images = np.random.default_rng(1).integers(1, 256, (6, 8, 8, 3)).astype(np.uint8)
+    key, labels = jax.random.key(seed), jnp.arange(6) % 3
+    x, targets = recipe.inputs(config, key, jnp.asarray(images), labels, 3, (0.5,) * 3, (0.25,) * 3)
+    assert x.dtype == targets.dtype == jnp.float32
+    return np.asarray(x), np.asarray(targets)
+
+
+def test_plain_inputs_are_normalised_images_and_classes():
+    x, targets = batch(TrainConfig())
+    images = np.random.default_rng(1).integers(1, 256, (6, 8, 8, 3))
+    np.testing.assert_allclose(x, (images / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(targets, np.eye(3)[np.arange(6) % 3])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trivial": True},
+        {"cutout": 3},
+        {"padding": 2, "flip": True},
+        {"mix": "mixup"},
+        {"mix": "cutmix"},
+        {"label_smoothing": 0.1},
+        {"trivial": True, "padding": 2, "flip": True, "cutout": 3, "mix": "cutmix", "label_smoothing": 0.1},
+    ],
+)
+def test_every_augmentation_is_applied_and_follows_its_key(changes):
+    config, plain = TrainConfig(**changes), batch(TrainConfig())
+    x, targets = batch(config)
+    np.testing.assert_array_equal(x, batch(config)[0])
+    if set(changes) - {"label_smoothing"}:
+        assert (x != plain[0]).any()
+        assert (x != batch(config, 1)[0]).any()
+    soft = {"mix", "label_smoothing"} & set(changes)
+    assert (targets != plain[1]).any() == bool(soft)
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
+    black = (x == -2).all(-1).any((1, 2))
+    assert black.all() if changes.keys() == {"cutout"} else True
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimiser": "lion"}, "optimiser='lion' is unknown; known: sgd, nesterov, adamw, muon"),
+        ({"schedule": "step"}, "schedule='step' is unknown"),
+        ({"loss": "mse"}, "loss='mse' is unknown"),
+        ({"mix": "both"}, "mix='both' is unknown"),
+        ({"decayed": "none"}, "decayed='none' is unknown"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be in"),
+        ({"warmup": -0.1}, "warmup=-0.1 must be in"),
+        ({"ema": 1.0}, "ema=1.0 must be in"),
+        ({"cutout": -1}, "cutout=-1 must be at least 0"),
+        ({"mix_alpha": 0.0}, "mix_alpha=0.0 must be finite and above 0"),
+        ({"schedule": "one_cycle", "warmup": 0.1}, "warmup=0.1: the one_cycle schedule has a rise of its own"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(changes, words):
+    with pytest.raises(ValueError, match=words) as error:
+        TrainConfig(**changes)
+    assert "\n" not in str(error.value)
