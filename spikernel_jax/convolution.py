@@ -1,7 +1,7 @@
-"""Convolution, and the ways in which it is fast on a CPU: XLA's own are for few channels, and for kernels' gradients.
+"""Convolution, and a way in which it is fast on a CPU for few channels too.
 
 Measured with jaxlib 0.10 on two cores: XLA's convolution reaches the rate of matrix products from 32 channels on, and
-a fifth to a half of it below; its gradient for the kernel reaches a tenth to a fifth.
+a fifth to a half of it below.
 """
 
 import math
@@ -13,7 +13,6 @@ from jax import lax
 Array = jax.Array
 
 _WIDE = 32  # channels from which XLA's CPU convolution is fast
-_PATCH_BYTES = 8 << 20  # of patches that `_kernel_gradient` multiplies at once
 
 
 def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -74,40 +73,17 @@ def _side_by_side(pixels: int, x_NHWC: Array, kernel: Array) -> Array:
 
 def _backwards(inputs: tuple[Array, Array], g_NHWC: Array) -> tuple[Array, Array]:
     x_NHWC, kernel = inputs
-    g_NHWC = g_NHWC.astype(x_NHWC.dtype)
-    dx_NHWC = _forwards(g_NHWC, kernel[::-1, ::-1].swapaxes(2, 3)).astype(x_NHWC.dtype)
+    pad = (kernel.shape[0] - 1) // 2
+    g_NHWC = g_NHWC.astype(x_NHWC.dtype)  # a gradient of two types at once is not XLA's
 
-    def by_xla(x_NHWC: Array, g_NHWC: Array) -> Array:
-        zeros = jnp.zeros(kernel.shape, x_NHWC.dtype)
-        pad = (kernel.shape[0] - 1) // 2
-        convolved = lambda kernel: lax.conv_general_dilated(  # noqa: E731
+    def convolved(kernel: Array) -> Array:
+        return lax.conv_general_dilated(
             x_NHWC, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return jax.linear_transpose(convolved, zeros)(g_NHWC)[0].astype(kernel.dtype)
 
-    def by_patches(x_NHWC: Array, g_NHWC: Array) -> Array:
-        return _kernel_gradient(x_NHWC, g_NHWC, kernel.shape[0]).astype(kernel.dtype)
-
-    return dx_NHWC, lax.platform_dependent(x_NHWC, g_NHWC, cpu=by_patches, default=by_xla)
-
-
-def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, k: int) -> Array:
-    """Gradient for the kernel: products of patches and gradients, as many images at once as fit a cache."""
-    n, h, w, c_in = x_NHWC.shape
-    fit = max(1, _PATCH_BYTES // (h * w * k * k * c_in * x_NHWC.dtype.itemsize))
-    together = next(size for size in range(min(n, fit), 0, -1) if n % size == 0)
-    pad = (k - 1) // 2
-
-    def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
-        x, g = piece
-        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        patches = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(k) for j in range(k)], -1)
-        product = jnp.einsum("nhwp,nhwo->po", patches, g, preferred_element_type=total.dtype)
-        return total + product, None
-
-    pieces = jax.tree.map(lambda a: a.reshape(-1, together, *a.shape[1:]), (x_NHWC, g_NHWC))
-    total, _ = lax.scan(add, jnp.zeros((k * k * c_in, g_NHWC.shape[3]), _sums(x_NHWC)), pieces)
-    return total.reshape(k, k, c_in, -1)
+    (dkernel,) = jax.linear_transpose(convolved, jnp.zeros(kernel.shape, x_NHWC.dtype))(g_NHWC)
+    dx_NHWC = _forwards(g_NHWC, kernel[::-1, ::-1].swapaxes(2, 3))
+    return dx_NHWC.astype(x_NHWC.dtype), dkernel.astype(kernel.dtype)
 
 
 _same = jax.custom_vjp(_forwards)
