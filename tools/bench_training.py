@@ -40,13 +40,13 @@ import peers_training
 from bench_common import Settings, filled, report, say, seconds_of, table
 from numpy.typing import ArrayLike
 
-from spikernel_jax import cli, network, neurons, train
+from spikernel_jax import cli, network, neurons
 from spikernel_jax.data import normalise
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.model import hashable
 from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import TrainConfig
+from spikernel_jax.train import TrainConfig, TrainState, _Recipe, _train_step
 from spikernel_jax.work import necessary_work
 
 Section = Literal["ours", "peers", "conventional"]
@@ -71,7 +71,7 @@ class Options:
     """Takes the quick defaults."""
     sections: tuple[Section, ...] = ("ours", "peers", "conventional")
     """What is measured; ours always is."""
-    cell: str = "0>1:conv3 0>2:skip 0>3:conv3 1>2:conv1 1>3:skip 2>3:conv3"
+    cell: str = "0>1:conv3 0>2:skip 1>2:conv1 0>3:conv3 1>3:skip 2>3:conv3"
     """Of kernel sizes 1 and 3, forward edges."""
     channels: int = 32
     """C."""
@@ -178,9 +178,9 @@ def relu_neurons() -> Iterator[NeuronSpec]:
 class Program(NamedTuple):
     """A compiled training step of ours."""
 
-    call: Callable[[train.TrainState], tuple[train.TrainState, jax.Array]]  # the new state, and the loss
+    call: Callable[[TrainState], tuple[TrainState, jax.Array]]  # the new state, and the loss
     steps: int  # of one call
-    state: train.TrainState
+    state: TrainState
     compiled: Any
     precision: str  # of convolutions: a ceiling's name
 
@@ -199,12 +199,12 @@ def compiled_step(
       seed: of weights and dropout.
     """
     codes = hashable(genotype)
-    recipe = train._Recipe(spec, codes, config, 1_000_000, MEAN, STD)  # so long a cosine is a constant
+    recipe = _Recipe(spec, codes, config, 1_000_000, MEAN, STD)  # so long a cosine is a constant
     init, key = jax.random.split(jax.random.key(seed))
     params, stats = network.init(init, spec, codes)
-    state = train.TrainState(params, stats, recipe.optimiser().init(params), jnp.zeros((), jnp.int32))
+    state = TrainState(params, stats, recipe.optimiser().init(params), jnp.zeros((), jnp.int32))
     rest = (key, images, labels, jnp.arange(len(labels)))
-    compiled = train._train_step.lower(recipe, state, *rest).compile()
+    compiled = _train_step.lower(recipe, state, *rest).compile()
     return Program(lambda state: compiled(state, *rest)[:2], 1, state, compiled, "float32")
 
 

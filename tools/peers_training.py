@@ -2,10 +2,10 @@
 
 - `"shipped"`: spikingjelly's own `SNASNet` (`peers.build`), step by step.
 - `"multi_step"`: the same network of spikingjelly's layers with ``step_mode="m"``, what its documentation advises
-  for speed: convolutions, linear layers and pooling see all time steps as one batch, a LIF its T steps at once
-  (``backend="torch"``, the one that runs everywhere). Batch norm stays per step, as in the shipped one; the usual
-  multi-step batch norm takes its statistics over time, which is another network. Zero edges are left out, the shipped
-  one multiplies by 0. Forward cells only: feedback cells cannot run layer by layer.
+  for speed: convolutions, linear layers and pooling see all time steps as one batch, a LIF its T steps at once (by
+  what spikingjelly takes for the device; 2.0 leaves no choice of a backend). Batch norm stays per step, as in the
+  shipped one; the usual multi-step batch norm takes its statistics over time, which is another network. Zero edges
+  are left out, the shipped one multiplies by 0. Forward cells only: feedback cells cannot run layer by layer.
 
 A step is what training must do for each batch: forward pass, cross-entropy on the mean output, backward pass, SGD
 with momentum and weight decay, and `functional.reset_net`, for membranes and dropout masks must not reach the next
@@ -60,7 +60,6 @@ def _multi_step_class() -> Any:
             surrogate_function=surrogate.ATan(),
             detach_reset=True,
             step_mode="m",
-            backend="torch",
         )
 
     def conv(c_in: int, c_out: int, k: int) -> Any:
