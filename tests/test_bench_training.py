@@ -122,7 +122,7 @@ def test_turns_alternate_and_last_as_long_as_asked(monkeypatch):
 
     monkeypatch.setattr(importlib.import_module("time"), "perf_counter", lambda: clock[0])
     rounds = bench_training.in_turns({"a": runner("a", 0.25), "b": runner("b", 3.0)}, 2, 1.0)
-    assert calls == [("a", 1), ("b", 1), *[("a", 4), ("b", 1)] * 2]
+    assert calls == [("a", 1), ("b", 1), *[("a", 1), ("a", 4), ("b", 1), ("b", 1)] * 2]
     assert rounds == [{"a": 0.25, "b": 3.0}] * 2
 
 
