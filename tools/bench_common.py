@@ -1,22 +1,72 @@
-"""What the sections of the scoring benchmark share: a population made ready, cut among lanes, and timed."""
+"""What the benchmarks share: options, ceilings, tables and results; of scoring, a population made ready and timed."""
 
+import dataclasses
+import json
+import os
+import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import ceilings
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax import engine, network
+from spikernel_jax import engine, files, network, runs
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.population import Scorer, make_bank
 from spikernel_jax.spec import NetworkSpec
 from spikernel_jax.work import Work, necessary_work
 
 Rows = NDArray[np.int8]
+Options = TypeVar("Options")
+
+
+def filled(
+    options: Options, defaults: Mapping[str, tuple[Any, Any]], platform: str, zero: Sequence[str] = ()
+) -> Options:
+    """Options with every default filled in.
+
+    Args:
+      options: a frozen dataclass with `quick`, `matmul_side` and `json`.
+      defaults: of options that are None, in full and quick; `matmul_side` may have none, then it is the platform's.
+      platform: of the devices, ``"cpu"`` or another.
+      zero: options that may be 0, besides `seed`.
+
+    Returns:
+      The options.
+
+    Raises:
+      ValueError: where a number is too small, or there is no folder for the results.
+    """
+    given: Any = options
+    chosen = {name: pair[given.quick] for name, pair in defaults.items() if getattr(given, name) is None}
+    full = dataclasses.replace(given, **chosen)
+    if full.matmul_side is None:
+        full = dataclasses.replace(full, matmul_side=3072 if platform == "cpu" else 8192)
+    for field in dataclasses.fields(full):
+        value = getattr(full, field.name)
+        least = 0 if field.name in ("quick", "seed", *zero) else 1
+        flag = f"--{field.name.replace('_', '-')} {value}"
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, int) and number < least for number in numbers):
+            raise ValueError(f"{flag}: want whole numbers of at least {least}")
+        if any(isinstance(number, float) and not 0 < number < float("inf") for number in numbers):
+            raise ValueError(f"{flag}: want finite numbers above 0")
+    if full.json and not full.json.resolve().parent.is_dir():
+        raise ValueError(f"--json {full.json}: want a file in a folder that is there")
+    return full
+
+
+def processor() -> str:
+    """Name of the CPU, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def parse_set(text: str) -> CellSpace:
@@ -29,7 +79,7 @@ def parse_set(text: str) -> CellSpace:
 
 
 class Settings(NamedTuple):
-    """What all sections share."""
+    """What all sections of a benchmark share."""
 
     options: Any  # Options without None, but for json
     devices: list[Any]
@@ -53,6 +103,46 @@ class Settings(NamedTuple):
     def ceiling(self, precision: str) -> float:
         """FLOP/s of products in that precision."""
         return self.ceilings.bfloat16 if precision == "bfloat16" else self.ceilings.float32
+
+
+Section = Callable[[Settings], tuple[dict[str, Any], str]]  # results, and their tables
+
+
+def report(title: str, script: str, began: float, settings: Settings, sections: Mapping[str, Section]) -> None:
+    """Runs sections, prints their tables, and writes all results so far after each.
+
+    Args:
+      title: heading of the report.
+      script: the file that was run.
+      began: `time.perf_counter` at the start of the run.
+      settings: options (with `json`, where results go, or None) and devices.
+      sections: by name; what each finds is written under its name, without one ("") at the top.
+    """
+    arguments = [Path(text).name if os.path.isabs(text) else text for text in sys.argv[1:]]
+    command = ["python", f"tools/{Path(script).name}", *arguments]
+    environment = runs.environment() | {"processor": processor(), "command": command}
+    results: dict[str, Any] = {
+        "environment": environment,
+        "options": dataclasses.asdict(dataclasses.replace(settings.options, json=None)),
+        "ceilings": settings.ceilings._asdict(),
+    }
+    device, git, versions = environment["device"], environment["git"], environment["versions"]
+    commit = f"{git['commit'][:12]}{' with changes' * git['dirty']}" if git else "unknown"
+    print(
+        f"## {title}\n\n`{' '.join(command)}`: commit {commit}, "
+        f"{environment['created'][:10]}, jax {versions['jax']}, {device['count']} {device['kind']} devices, "
+        f"{environment['processor']}, {environment['cpus']} cores.\n",
+        flush=True,
+    )
+    for name, measure in sections.items():
+        entry, text = measure(settings)
+        results |= {name: entry} if name else entry
+        print(f"{text}\n", flush=True)
+        results["seconds"] = time.perf_counter() - began
+        if path := settings.options.json:
+            with files.atomic_path(path) as new:
+                new.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8")
+    print(f"Measured in {time.perf_counter() - began:.0f} s.")
 
 
 def sample_groups(rows: Rows, cells: int, rng: np.random.Generator) -> Rows:

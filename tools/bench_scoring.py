@@ -16,13 +16,9 @@ the best of some; medians stand beside them. Images are normal noise: no time de
 """
 
 import dataclasses
-import json
 import os
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +26,21 @@ import ceilings
 import jax
 import numpy as np
 import trace_parts
-from bench_common import Bench, Settings, parse_set, random_bank, representative, say, seconds_of, table
+from bench_common import (
+    Bench,
+    Settings,
+    filled,
+    parse_set,
+    random_bank,
+    report,
+    representative,
+    say,
+    seconds_of,
+    table,
+)
 from bench_rivals import measure_peers
 
-from spikernel_jax import cli, files, runs
+from spikernel_jax import cli
 from spikernel_jax.fidelity import FIDELITIES
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.population import score_population
@@ -104,17 +111,7 @@ _DEFAULTS: dict[str, tuple[Any, Any]] = {  # full, quick
 
 def resolved(options: Options, platform: str) -> Options:
     """Options with every default filled in; ValueError where a number is too small."""
-    chosen = {name: pair[options.quick] for name, pair in _DEFAULTS.items() if getattr(options, name) is None}
-    filled = dataclasses.replace(options, **chosen)
-    if filled.matmul_side is None:
-        filled = dataclasses.replace(filled, matmul_side=3072 if platform == "cpu" else 8192)
-    for field in dataclasses.fields(filled):
-        value = getattr(filled, field.name)
-        least = 0 if field.name in ("quick", "seed", "counts") else 1
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, int) and number < least for number in numbers):
-            raise ValueError(f"--{field.name.replace('_', '-')} {value}: want whole numbers of at least {least}")
-    return filled
+    return filled(options, _DEFAULTS, platform, zero=("counts",))
 
 
 def measure_limit(settings: Settings) -> tuple[dict[str, Any], str]:
@@ -273,17 +270,9 @@ def measure_scaling(settings: Settings) -> tuple[dict[str, Any], str]:
     )
 
 
-def processor() -> str:
-    """Name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def bench(options: Options) -> None:
     """Runs the sections, prints their tables, and writes the results."""
-    start = time.perf_counter()
+    began = time.perf_counter()
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     # The engine runs a lane on each device, and XLA's CPU convolutions use one core each.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
@@ -291,38 +280,14 @@ def bench(options: Options) -> None:
     options = resolved(options, devices[0].platform)
     for text in options.sets or ():
         parse_set(text)
-    if options.json and not options.json.resolve().parent.is_dir():
-        raise ValueError(f"--json {options.json}: want a file in a folder that is there")
-    arguments = [Path(text).name if os.path.isabs(text) else text for text in sys.argv[1:]]
-    command = ["python", f"tools/{Path(__file__).name}", *arguments]
-    environment = runs.environment() | {"processor": processor(), "command": command}
-    settings = Settings(options, devices, ceilings.Ceilings(0, 0, 0)).measured_again()
-    results: dict[str, Any] = {
-        "environment": environment,
-        "options": dataclasses.asdict(dataclasses.replace(options, json=None)),
-        "ceilings": settings.ceilings._asdict(),
+    wanted = {
+        "": {"limit", "parts"} & {*options.sections} and measure_limit,
+        "peers": "peers" in options.sections and measure_peers,
+        "scaling": "scaling" in options.sections and measure_scaling,
     }
-    device, git, versions = environment["device"], environment["git"], environment["versions"]
-    commit = f"{git['commit'][:12]}{' with changes' * git['dirty']}" if git else "unknown"
-    print(
-        f"## Scoring benchmark\n\n`{' '.join(command)}`: commit {commit}, "
-        f"{environment['created'][:10]}, jax {versions['jax']}, {device['count']} {device['kind']} devices, "
-        f"{environment['processor']}, {environment['cpus']} cores.\n",
-        flush=True,
-    )
-    sections: dict[str, Callable[[Settings], tuple[dict[str, Any], str]]] = {
-        "limit": measure_limit, "peers": measure_peers, "scaling": measure_scaling,
-    }  # fmt: skip
-    for name, measure in sections.items():
-        if name in options.sections or (name == "limit" and "parts" in options.sections):
-            entry, text = measure(settings)
-            results |= entry if name == "limit" else {name: entry}
-            print(f"{text}\n", flush=True)
-            results["seconds"] = time.perf_counter() - start
-            if options.json:
-                with files.atomic_path(options.json) as path:
-                    path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8")
-    print(f"Measured in {time.perf_counter() - start:.0f} s.")
+    settings = Settings(options, devices, ceilings.Ceilings(0, 0, 0)).measured_again()
+    sections = {name: measure for name, measure in wanted.items() if measure}
+    report("Scoring benchmark", __file__, began, settings, sections)
 
 
 if __name__ == "__main__":
