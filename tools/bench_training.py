@@ -14,8 +14,9 @@ stderr.
 
 All take turns in rounds. A turn begins with a step that is not timed: after the others, whose memory it takes anew, it
 is up to a third slower than the steps of a training, which has no others. The steps that are timed last at least
-``--seconds`` together. Times are of a turn's mean step: the best of the turns, medians beside it. Images and labels are noise: no time
-depends on what they show. Ours also normalises uint8 images in each step; the peers get theirs normalised.
+``--seconds`` together. Times are of a turn's mean step: the best of the turns, medians beside it. Images and labels are
+noise: no time depends on what they show. Ours also normalises uint8 images in each step; the peers get theirs
+normalised.
 
 Memory of a program is what its compiler says: arguments, results and temporary values; a state that is updated in
 place counts once. The high-water mark of the device, where it tells one, is read before anything else has run.
@@ -41,13 +42,14 @@ import peers_training
 from bench_common import Settings, filled, report, say, seconds_of, table
 from numpy.typing import ArrayLike
 
-from spikernel_jax import cli, network, neurons
+from spikernel_jax import cli, neurons
 from spikernel_jax.data import normalise
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.model import hashable
 from spikernel_jax.neurons import NeuronSpec
+from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import TrainConfig, TrainState, _Recipe, _train_step
+from spikernel_jax.train import TrainState, _Recipe, _train_step
 from spikernel_jax.work import necessary_work
 
 Section = Literal["ours", "peers", "conventional"]
@@ -200,13 +202,12 @@ def compiled_step(
       seed: of weights and dropout.
     """
     codes = hashable(genotype)
-    recipe = _Recipe(spec, codes, config, 1_000_000, MEAN, STD)  # so long a cosine is a constant
+    plan = _Recipe(spec, codes, config, 1_000_000, MEAN, STD)  # so long a cosine is a constant
     init, key = jax.random.split(jax.random.key(seed))
-    params, stats = network.init(init, spec, codes)
-    state = TrainState(params, stats, recipe.optimiser().init(params), jnp.zeros((), jnp.int32))
+    state = plan.start(init)
     rest = (key, images, labels, jnp.arange(len(labels)))
-    compiled = _train_step.lower(recipe, state, *rest).compile()
-    return Program(lambda state: compiled(state, *rest)[:2], 1, state, compiled, "float32")
+    compiled = _train_step.lower(plan, state, *rest).compile()
+    return Program(lambda state: compiled(state, *rest), 1, state, compiled, "float32")
 
 
 def program_bytes(compiled: Any) -> int | None:
