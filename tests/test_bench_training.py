@@ -128,6 +128,11 @@ def test_turns_alternate_and_last_as_long_as_asked(monkeypatch):
     assert rounds == [{"a": 0.25, "b": 3.0}] * 2
 
 
+def test_one_spoilt_round_does_not_change_the_ratio():
+    rounds = [{"a": 2.0, "b": 1.0}, {"a": 9.0, "b": 3.0}, {"a": 1.0, "b": 50.0}]
+    assert bench_training._ratio(rounds, "a", "b") == {"ratio": 2.0, "ratio_by_round": [2.0, 3.0, 0.02]}
+
+
 def torch_nets(dtype: str) -> tuple[Any, dict[str, Any]]:
     """Both peers on the same weights and data, a head that speaks."""
     torch = importlib.import_module("torch")

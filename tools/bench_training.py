@@ -12,11 +12,12 @@ stderr.
 - conventional: the same macro-architecture by the same code with ReLU for LIF, one time step, and the width whose
   forward FLOPs are nearest (`equal_width`): the ratio of times is what spiking costs at equal FLOPs.
 
-All take turns in rounds. A turn begins with a step that is not timed: after the others, whose memory it takes anew, it
+All take turns in rounds. A turn begins with a step that is not timed: after the others, it
 is up to a third slower than the steps of a training, which has no others. The steps that are timed last at least
-``--seconds`` together. Times are of a turn's mean step: the best of the turns, medians beside it. Images and labels are
-noise: no time depends on what they show. Ours also normalises uint8 images in each step; the peers get theirs
-normalised.
+``--seconds`` together. Times are of a turn's mean step: the best of the turns, medians beside it.
+Ratios are of the same round, and the median of the rounds: another program on the machine spoils one round, not all.
+Images and labels are noise: no time depends on what they show. Ours also normalises uint8 images in each step; the
+peers get theirs normalised.
 
 Memory of a program is what its compiler says: arguments, results and temporary values; a state that is updated in
 place counts once. The high-water mark of the device, where it tells one, is read before anything else has run.
@@ -329,9 +330,9 @@ def measure(settings: Settings, genotype: ArrayLike) -> tuple[dict[str, Any], st
 
 
 def _ratio(rounds: list[dict[str, float]], of: str, to: str) -> dict[str, Any]:
-    """How many times longer one takes than another, over all rounds and in each."""
-    total = sum(times[of] for times in rounds) / sum(times[to] for times in rounds)
-    return {"ratio": total, "ratio_by_round": [times[of] / times[to] for times in rounds]}
+    """How many times longer one takes than another: the median of the rounds, and each."""
+    ratios = [times[of] / times[to] for times in rounds]
+    return {"ratio": statistics.median(ratios), "ratio_by_round": ratios}
 
 
 def _text(settings: Settings, results: dict[str, Any]) -> str:
@@ -370,14 +371,14 @@ def _text(settings: Settings, results: dict[str, Any]) -> str:
         parts.append(
             "### What spiking costs\n\nThe conventional network: ReLU, one time step, the width of nearest forward "
             f"FLOPs ({e['forward_flops'] / ours['forward_flops']:.4f} of the spiking network's). A spiking training "
-            f"step takes **{between(e['cost_of_spiking'])} times** as long (all rounds, and the range of single ones)."
+            f"step takes **{between(e['cost_of_spiking'])} times** as long (the median of the rounds, and their range)."
         )
     if "peers" in options.sections:
         text = "### Peers\n\n"
         if results["skipped"]:
             parts.append(text + results["skipped"])
         else:
-            peer, columns = results["peer"], ("", "best s", "median s", "images/s", "ours is faster by (range)")
+            peer, columns = results["peer"], ("", "best s", "median s", "images/s", "ours is faster by, median (range)")
             names = ("ours", *peers_training.PEERS)
             rows = [
                 (_LABELS[name], e["best_s"], e["median_s"], e["images_per_s"], between(e) if name != "ours" else "")
