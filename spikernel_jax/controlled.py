@@ -386,7 +386,7 @@ def _fit(job: Job, plan: Plan, seed: int, network: Network, progress: Callable[[
     spec, genotype = plan.spec_at(network.channels), plan.genotypes[network.kernel_size]
     config = job.preset.training(job.data.name, job.preset.impact_epochs)
     try:
-        return train(spec, genotype, job.data, config, seed=seed, folder=folder, progress=progress)
+        return train(spec, genotype, job.data, config, seed=seed, folder=folder, progress=progress, say=job.say)
     except TrainingDivergedError as error:  # leaving it out would make the comparison kinder to its kernel size
         raise TrainingDivergedError(f"{folder.name}: {error}") from None
 

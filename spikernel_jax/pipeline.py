@@ -73,7 +73,7 @@ def impact(job: Job) -> "pl.DataFrame":
         name = f"k{k}-seed{seed}"
         folder = run.path / "impact" / name
         folder.mkdir(parents=True, exist_ok=True)
-        model = train(spec, genotype, job.data, config, seed=seed, folder=folder)
+        model = train(spec, genotype, job.data, config, seed=seed, folder=folder, say=job.say)
         accuracy = float(model.metrics["validation_accuracy"])
         rows.append({"kernel_size": k, "seed": seed, "accuracy": accuracy, **measured(job, model)})
         job.say(f"  {name}  validation {100 * accuracy:.1f} %  ({len(rows)} of "
@@ -157,6 +157,7 @@ def train_finalists(job: Job) -> "pl.DataFrame":
                 seed=job.seed,
                 folder=folder,
                 progress=_epoch_line(job.say, names[text], config.epochs),
+                say=job.say,
             )
             record = {"validation_accuracy": float(model.metrics["validation_accuracy"])}
             record |= {"test_accuracy": evaluate(model, job.data.test), **measured(job, model)}
