@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from spikernel_jax import cli, controlled
-from spikernel_jax.data import load_dataset
-from spikernel_jax.jobs import Job
+from spikernel_jax.jobs import Job, check_seed, load_images
 from spikernel_jax.presets import get_preset
 from spikernel_jax.runs import RunFolder
 
@@ -48,7 +47,7 @@ class Options(cli.Shared, cli.ImpactOptions):
 
 def open_comparison(options: Options) -> tuple[Job, controlled.Plan]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
-    data, name, seed = options.data or "mnist5k", options.preset or "cpu", controlled.check_seed(options.seed or 0)
+    data, name, seed = options.data or "mnist5k", options.preset or "cpu", check_seed(options.seed or 0)
     given = {
         "kernel_sizes": tuple(sorted(options.kernel_sizes)) or None,
         "impact_cell": options.cell,
@@ -62,17 +61,7 @@ def open_comparison(options: Options) -> tuple[Job, controlled.Plan]:
         get_preset(data, name), **{field: value for field, value in given.items() if value is not None}
     )
     plan = controlled.make_plan(data, preset, options.parameters)
-    images = load_dataset(
-        data,
-        options.data_dir,
-        limit_train=preset.limit_train,
-        limit_validation=preset.limit_validation,
-        limit_test=preset.limit_test,
-        clip=True,
-    )
-    available = len(images.train.labels)
-    if preset.batch_size > available:
-        raise ValueError(f"batch_size = {preset.batch_size} is larger than the data: {available} training images")
+    images = load_images(data, options.data_dir, preset)
     config = {
         "data": data,
         "preset": name,

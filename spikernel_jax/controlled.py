@@ -23,7 +23,7 @@ from scipy import special  # jax itself requires scipy
 from spikernel_jax import cost, figures, report
 from spikernel_jax.data import DATASETS
 from spikernel_jax.files import read_json, read_jsonl, write_json
-from spikernel_jax.jobs import LARGEST_SEED, Job, impact_genotypes, timed
+from spikernel_jax.jobs import Job, impact_genotypes, timed
 from spikernel_jax.pipeline import measured
 from spikernel_jax.presets import Preset
 from spikernel_jax.spec import NetworkSpec
@@ -431,10 +431,3 @@ def _test(job: Job, plan: Plan, seed: int, network: Network) -> float:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def check_seed(seed: int) -> int:
-    """The seed, if trainings can be numbered from it; ValueError else."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"--seed {seed} must be from 0 to {LARGEST_SEED}")
-    return seed

@@ -21,8 +21,8 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
     With stride 2 and an odd kernel, PyTorch pads ``(k-1)/2`` on each side, where "SAME" would pad
     less on the left: the explicit padding keeps published weights meaningful.
 
-    Narrow inputs (bfloat16 spikes) are multiplied by the kernel in their own type and summed in float32; so is
-    the gradient, forwards' and backwards' inputs in the narrow type.
+    Narrow inputs (bfloat16 spikes) are multiplied by the kernel in their own type and summed in float32. Their
+    gradients are computed in the narrow type too; the kernel's comes in the kernel's.
     """
     k = kernel.shape[0]
     if k == 1 and stride == 1:  # a matrix product: several times faster backwards than a convolution

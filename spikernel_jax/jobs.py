@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 KEEP = ("rule", "all")
 _OPTIONS = "options.json"
-LARGEST_SEED = 2**32 // 1000 - 1  # step 1 numbers its trainings seed·1000 + index, and keys hold 32 bits of it
+_LARGEST_SEED = 2**32 // 1000 - 1  # step 1 numbers its trainings seed·1000 + index, and keys hold 32 bits of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +152,40 @@ def _check_options(options: dict[str, Any], data: str, preset: Preset) -> None:
         )
 
 
+def check_seed(seed: int) -> int:
+    """The seed, if trainings can be numbered from it; ValueError else."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise ValueError(f"--seed {seed} must be from 0 to {_LARGEST_SEED}")
+    return seed
+
+
+def load_images(data: str, data_dir: str | Path | None, preset: Preset, needs: dict[str, int] | None = None) -> Dataset:
+    """The images of a data set within a preset's limits.
+
+    Args:
+      data: a known data set.
+      data_dir: where prepared data lie.
+      preset: its limits and batch size.
+      needs: numbers of training images that are needed besides a batch, by what needs them.
+
+    Raises:
+      ValueError: one line, if the data cannot be read or are too few.
+    """
+    images = load_dataset(
+        data,
+        data_dir,
+        limit_train=preset.limit_train,
+        limit_validation=preset.limit_validation,
+        limit_test=preset.limit_test,
+        clip=True,
+    )
+    available = len(images.train.labels)
+    for name, needed in ({"batch_size": preset.batch_size} | (needs or {})).items():
+        if needed > available:
+            raise ValueError(f"{name} = {needed} is larger than the data: {available} training images")
+    return images
+
+
 def open_job(
     out: str | Path | None,
     *,
@@ -192,8 +226,7 @@ def open_job(
     preset = str(preset or config_there.get("preset", "cpu"))
     seed = int(config_there.get("seed", 0)) if seed is None else seed
     settings = get_preset(data, preset)
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"--seed {seed} must be from 0 to {LARGEST_SEED}")
+    check_seed(seed)
     if out is None:
         out = Path("runs") / f"{data}-{preset}-seed{seed}"
         _, options_there = settings_there(out)
@@ -201,19 +234,8 @@ def open_job(
         raise ValueError(f"{table} is missing: run {needs[1]} --out {out} first")
     resolved = resolve(options, options_there, settings, override=override)
     _check_options(resolved, data, settings)
-    images = load_dataset(
-        data,
-        data_dir,
-        limit_train=settings.limit_train,
-        limit_validation=settings.limit_validation,
-        limit_test=settings.limit_test,
-        clip=True,
-    )
-    available = len(images.train.labels)
     scoring = max(fidelity.images_needed for fidelity in settings.fidelities)
-    for name, needed in (("batch_size", settings.batch_size), ("batch times seeds of a score", scoring)):
-        if needed > available:
-            raise ValueError(f"{name} = {needed} is larger than the data: {available} training images")
+    images = load_images(data, data_dir, settings, {"batch times seeds of a score": scoring})
     config = {
         "data": data,
         "preset": preset,

@@ -200,23 +200,23 @@ class Pass:
             # Statistics may not leave a traced branch; scoring keeps none, so nothing is lost there.
             return self.norm(name, y) if isinstance(code, int) else self.normed(name, y)[0]
 
-        # Traced, the sum is a branch's own, so that it is one pass over memory with the operation's last.
-        branches = [
-            lambda: jnp.zeros(shape, x.dtype) if total is None else total,
-            lambda: added(x),
-            *[lambda k=k: added(conv(k)) for k in self.spec.space.kernel_sizes],
-            lambda: added(operations.avgpool3(x)),
+        makes = [
+            lambda: x,
+            *[lambda k=k: conv(k) for k in self.spec.space.kernel_sizes],
+            lambda: operations.avgpool3(x),
         ]
         if isinstance(code, int):
-            return branches[code]() if code else total
+            return added(makes[code - 1]()) if code else total
+        nothing = jnp.zeros(shape, x.dtype)
         if code.ndim:  # a mixture: an operation of weight 0 is not computed
-            if total is not None:
-                return total + self.operation(cell, position, code, x, spikes_TBHWC, steps)  # pyright: ignore
-            result = branches[0]()
-            for weight, branch in zip(code[1:], branches[1:], strict=True):
-                result += lax.cond(weight > 0, lambda w=weight, op=branch: w * op(), branches[0])
-            return result
-        return lax.switch(code, branches)
+            result = nothing
+            for weight, make in zip(code[1:], makes, strict=True):
+                weighted = lambda w=weight, make=make: w * jnp.broadcast_to(make(), shape)  # noqa: E731
+                result += lax.cond(weight > 0, weighted, lambda: nothing)
+            return added(result)
+        # The sum is a branch's own, so that it is one pass over memory with the operation's last.
+        branches = [lambda make=make: added(make()) for make in makes]
+        return lax.switch(code, [lambda: nothing if total is None else total, *branches])
 
     def cell(self, cell: str, x0: Array, time_steps: int) -> Array:
         """One cell over a chunk: x0 [T or 1, B, H, W, C] -> node 3, [T, B, H, W, C].

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from spikernel_jax import controlled, costs, data, figures, network, presets
+from spikernel_jax import controlled, costs, figures, jobs, network, presets
 from spikernel_jax.data import load_dataset
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.runs import RunFolder
@@ -29,7 +29,7 @@ SPACE = CellSpace((1, 3, 5, 7))
 def data_read_once():
     """The digits are read from the package once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load_dataset", functools.cache(data.load_dataset))
+        patch.setattr(jobs, "load_dataset", functools.cache(jobs.load_dataset))
         yield
 
 
