@@ -105,10 +105,11 @@ class Pass:
         train: bool,
         observe: Observe | None,
         spike_dtype: Any = None,
+        axis_name: str | None = None,
     ):
         """Arguments as those of `apply`; statistics and state are those that the pass starts from."""
         self.spec, self.params, self.train, self.observe = spec, params, train, observe
-        self.spike_dtype = spike_dtype
+        self.spike_dtype, self.axis_name = spike_dtype, axis_name
         self.codes = dict(zip(CELLS, spec.codes(genotype), strict=True))
         self.sites = spec.sites(genotype)
         self.stats = None if stats is None else dict(stats)
@@ -132,6 +133,7 @@ class Pass:
             train=self.train,
             norm="over_time" if over_time else "per_step",
             gain=self.spec.neuron.v_threshold if over_time else 1.0,
+            axis_name=self.axis_name,
         )
 
     def stem(self, images_BHWC: Array) -> Array:
@@ -291,6 +293,7 @@ def apply(
     step_by_step: bool | None = None,
     observe: Observe | None = None,
     spike_dtype: Any = None,
+    axis_name: str | None = None,
 ) -> Output:
     """Runs the network on a batch.
 
@@ -308,6 +311,7 @@ def apply(
         need it. The result is the same; layer by layer is faster.
       observe: what to record of each LIF layer's spikes.
       spike_dtype: type of the spikes, and so of the convolutions' inputs; None is that of the currents.
+      axis_name: of the mapped axis whose devices share the batch; batch statistics are then those of all shares.
 
     Returns:
       Logits, and the successors of statistics and state.
@@ -326,7 +330,17 @@ def apply(
         raise ValueError("stats: a traced genotype keeps no running statistics; give stats=None")
 
     def begin(stats: Stats | None, state: State) -> Pass:
-        return Pass(spec, genotype, params, stats, state, train=train, observe=observe, spike_dtype=spike_dtype)
+        return Pass(
+            spec,
+            genotype,
+            params,
+            stats,
+            state,
+            train=train,
+            observe=observe,
+            spike_dtype=spike_dtype,
+            axis_name=axis_name,
+        )
 
     stem = begin(stats, {})
     x0_BHWC = stem.stem(images_BHWC)

@@ -58,6 +58,7 @@ def batch_norm(
     train: bool,
     norm: str = "per_step",
     gain: float = 1.0,
+    axis_name: str | None = None,
 ) -> tuple[Array, Params | None]:
     """Batch norm of a layer's output, per time step or over time.
 
@@ -70,16 +71,18 @@ def batch_norm(
         running ones at each step (SNASNet); ``"over_time"`` takes them over time as well, and scales
         by `gain` (tdBN, Zheng et al., AAAI 2021).
       gain: tdBN's alpha · v_threshold; 1 for per-step norm.
+      axis_name: of the mapped axis whose devices share the batch, over which statistics are taken too.
 
     Returns:
       The normalised activations, and the running statistics after the T steps (None if none came in).
     """
     axes = (1, 2, 3) if norm == "per_step" else (0, 1, 2, 3)
     if train:
-        mean = _mean(x_TBHWC, axes)
-        var = _mean(jnp.square(x_TBHWC - mean), axes)
+        mean = _mean(x_TBHWC, axes, axis_name)
+        var = _mean(jnp.square(x_TBHWC - mean), axes, axis_name)
         if running is not None:
-            running = _updated(running, mean, var, math.prod(x_TBHWC.shape[a] for a in axes))
+            shares = lax.axis_size(axis_name) if axis_name else 1
+            running = _updated(running, mean, var, shares * math.prod(x_TBHWC.shape[a] for a in axes))
     else:
         if running is None:
             raise ValueError("batch norm with train=False needs running statistics; none were given")
@@ -89,10 +92,11 @@ def batch_norm(
     return x_TBHWC * scale + (affine["bias"] - mean * scale), running
 
 
-def _mean(x_TBHWC: Array, axes: tuple[int, ...]) -> Array:
+def _mean(x_TBHWC: Array, axes: tuple[int, ...], axis_name: str | None) -> Array:
     """Mean over axes, which end with W, kept; first without W, so that few channels still fill a vector register."""
     wide = x_TBHWC.reshape(*x_TBHWC.shape[:3], -1).mean(axes[:-1], keepdims=True)
-    return wide.reshape(*wide.shape[:3], *x_TBHWC.shape[3:]).mean(3, keepdims=True)
+    mean = wide.reshape(*wide.shape[:3], *x_TBHWC.shape[3:]).mean(3, keepdims=True)
+    return lax.pmean(mean, axis_name) if axis_name else mean
 
 
 def _updated(running: Params, mean: Array, var: Array, n: int) -> Params:
