@@ -14,7 +14,7 @@ from spikernel_jax import cli, pipeline, ranking, report
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Shared, cli.SetOptions, cli.ImpactOptions):
+class Options(cli.Shared, cli.SetOptions, cli.ImpactOptions, cli.TrainingOptions):
     """Options of the whole job."""
 
 

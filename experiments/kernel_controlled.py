@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from spikernel_jax import cli, controlled
-from spikernel_jax.jobs import Job, check_seed, load_images
+from spikernel_jax.jobs import Job, check_seed, open_experiment
 from spikernel_jax.presets import get_preset
-from spikernel_jax.runs import RunFolder
+from spikernel_jax.recipe import DEFAULT_RECIPE
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Shared, cli.ImpactOptions):
+class Options(cli.Shared, cli.ImpactOptions, cli.TrainingOptions):
     """Options of the comparison."""
 
     out: Path | None = None
@@ -48,32 +48,31 @@ class Options(cli.Shared, cli.ImpactOptions):
 def open_comparison(options: Options) -> tuple[Job, controlled.Plan]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
     data, name, seed = options.data or "mnist5k", options.preset or "cpu", check_seed(options.seed or 0)
-    given = {
-        "kernel_sizes": tuple(sorted(options.kernel_sizes)) or None,
-        "impact_cell": options.cell,
-        "impact_seeds": options.seeds,
-        "impact_epochs": options.epochs,
-        "channels": options.channels,
-        "bits": options.bits,
-        "limit_train": options.limit_train,
-    }
-    preset = dataclasses.replace(
-        get_preset(data, name), **{field: value for field, value in given.items() if value is not None}
+    recipe = options.recipe or DEFAULT_RECIPE
+    preset = get_preset(
+        data,
+        name,
+        kernel_sizes=tuple(sorted(options.kernel_sizes)) or None,
+        impact_cell=options.cell,
+        impact_seeds=options.seeds,
+        impact_epochs=options.epochs,
+        channels=options.channels,
+        bits=options.bits,
+        limit_train=options.limit_train,
     )
-    plan = controlled.make_plan(data, preset, options.parameters)
-    images = load_images(data, options.data_dir, preset)
+    plan = controlled.make_plan(data, preset, recipe, options.parameters)
     config = {
         "data": data,
         "preset": name,
         "seed": seed,
         "settings": dataclasses.asdict(preset),
+        "recipe": recipe,
         "parameters": plan.parameters,
-        "images": {split: len(getattr(images, split).labels) for split in ("train", "validation", "test")},
     }
-    run = RunFolder.create(options.out or Path("runs") / f"kernel-controlled-{data}-{name}-seed{seed}", config)
-    cli.say(f"data: {images.source}")
-    cli.say(f"run folder: {run.path}")
-    return Job(run, images, preset, seed, {"bits": preset.bits}, cli.say), plan
+    out = options.out or Path("runs") / f"kernel-controlled-{data}-{name}-seed{seed}"
+    of_job = {"bits": preset.bits, "recipe": recipe}
+    job = open_experiment(out, config, data_dir=options.data_dir, preset=preset, options=of_job, say=cli.say)
+    return job, plan
 
 
 def kernel_controlled(options: Options) -> None:

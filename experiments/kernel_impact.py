@@ -13,7 +13,7 @@ from spikernel_jax import cli, pipeline, report
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Shared, cli.ImpactOptions):
+class Options(cli.Shared, cli.ImpactOptions, cli.TrainingOptions):
     """Options of step 1."""
 
 

@@ -13,7 +13,7 @@ from spikernel_jax import cli, pipeline, report
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Shared):
+class Options(cli.Shared, cli.TrainingOptions):
     """Options of the training."""
 
 

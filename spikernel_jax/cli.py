@@ -73,6 +73,14 @@ class ImpactOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How networks are trained."""
+
+    recipe: str | None = None
+    """tuned (the default) or snasnet, the paper's own."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ProcessOptions:
     """Which processes share the work; none of the three where Slurm, Kubernetes, Open MPI or a TPU pod tells."""
 
@@ -111,6 +119,8 @@ def open_job(
         of_steps["sets"] = [_parse_set(text) for text in options.sets] or None
     if isinstance(options, ImpactOptions):
         of_steps |= {"kernel_sizes": sorted(options.kernel_sizes) or None, "cell": options.cell}
+    if isinstance(options, TrainingOptions):
+        of_steps["recipe"] = options.recipe
     return jobs.open_job(
         options.out,
         data=options.data,

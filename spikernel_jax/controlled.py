@@ -10,24 +10,22 @@ Validation accuracy is what is compared. The test split is touched once for each
 
 import dataclasses
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import special  # jax itself requires scipy
+from numpy.typing import NDArray
 
-from spikernel_jax import cost, figures, report
+from spikernel_jax import cost, figures, report, trials
 from spikernel_jax.data import DATASETS
-from spikernel_jax.files import read_json, read_jsonl, write_json
+from spikernel_jax.files import read_json, write_json
 from spikernel_jax.jobs import Job, impact_genotypes, timed
-from spikernel_jax.pipeline import measured
 from spikernel_jax.presets import Preset
+from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import TrainingDivergedError, evaluate, train
+from spikernel_jax.train import evaluate
+from spikernel_jax.trials import Trial, columns, interval, parameters_at, points, width_for
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,16 +33,6 @@ if TYPE_CHECKING:
 REFERENCE = 3  # the kernel size that the others are compared with
 WIDTH, PARAMETERS = "equal width", "equal parameters"
 _MOST_PARAMETERS = 10**9
-
-
-class Interval(NamedTuple):
-    """A sample of n values: mean, standard deviation (n - 1), and the mean's confidence interval by Student's t."""
-
-    mean: float
-    sd: float
-    n: int
-    low: float
-    high: float
 
 
 class Network(NamedTuple):
@@ -60,19 +48,23 @@ class Plan:
 
     Attributes:
       spec: the network at the equal width.
+      config: the recipe of all trainings.
       genotypes: the cell [E] at each kernel size.
       parameters: the reference's, which equal parameters come nearest to.
       widths: C by comparison (`WIDTH`, `PARAMETERS`) and kernel size.
     """
 
     spec: NetworkSpec
+    config: TrainConfig
     genotypes: dict[int, NDArray[np.int8]]
     parameters: int
     widths: dict[str, dict[int, int]]
 
-    def spec_at(self, channels: int) -> NetworkSpec:
-        """The network at a width."""
-        return dataclasses.replace(self.spec, channels=channels)
+    def trial(self, seed: int, network: Network) -> Trial:
+        """The training of a network."""
+        k, channels = network
+        spec = dataclasses.replace(self.spec, channels=channels)
+        return Trial(f"k{k}-c{channels}", seed, spec, tuple(self.genotypes[k].tolist()), self.config)
 
     def rows(self, seeds: range) -> Iterator[tuple[str, Network, int]]:
         """(comparison, network, seed) of every row of the table."""
@@ -80,72 +72,13 @@ class Plan:
             yield from ((name, Network(k, channels), seed) for k, channels in widths.items())
 
 
-def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean, standard deviation and the mean's t-interval, mean ± t(n - 1)·sd/√n.
-
-    Args:
-      values: [n], independent and about normally distributed.
-      confidence: of the interval, above 0 and below 1.
-
-    Returns:
-      The interval; sd and bounds are NaN for n = 1.
-
-    Raises:
-      ValueError: if there is no value or one is not finite, or on a confidence that is none.
-    """
-    x = np.asarray(values, np.float64)
-    if x.ndim != 1 or not x.size or not np.isfinite(x).all():
-        raise ValueError(f"values={x.tolist()} must be at least one finite number in a row")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must be above 0 and below 1")
-    mean = float(x.mean())
-    if x.size == 1:
-        return Interval(mean, math.nan, 1, math.nan, math.nan)
-    sd = float(x.std(ddof=1))
-    half = float(special.stdtrit(x.size - 1, (1 + confidence) / 2)) * sd / math.sqrt(x.size)
-    return Interval(mean, sd, x.size, mean - half, mean + half)
-
-
-def parameters_at(spec: NetworkSpec, genotype: ArrayLike, channels: int) -> int:
-    """Parameters of a network at width `channels`."""
-    at_width = dataclasses.replace(spec, channels=channels)
-    return int(cost.costs(at_width, np.asarray(genotype)[None]).parameters[0])
-
-
-def width_for(spec: NetworkSpec, genotype: ArrayLike, parameters: int) -> int:
-    """The width at which a network's parameters come nearest to a number; of two as near, the smaller.
-
-    Parameters are a quadratic P(C) that grows with C, so P(1), P(2) and P(3) give it whole, and the largest C with
-    P(C) <= `parameters` is the floor of its root, taken in whole numbers.
-
-    Args:
-      spec: the network; its own width does not matter.
-      genotype: codes [E] or [2, E].
-      parameters: wanted.
-
-    Returns:
-      The width C.
-
-    Raises:
-      ValueError: if the network has more parameters at width 1 already.
-    """
-    one, two, three = (parameters_at(spec, genotype, channels) for channels in (1, 2, 3))
-    if parameters < one:
-        raise ValueError(f"parameters={parameters} must be at least {one}, which the network has at width 1")
-    slope, bend = two - one, three - 2 * two + one
-    # 2·P(1 + x) = 2·one + 2·slope·x + bend·x·(x - 1), and the transition makes bend positive.
-    linear = 2 * slope - bend
-    root = math.isqrt(linear**2 + 8 * bend * (parameters - one))
-    below = 1 + (root - linear) // (2 * bend)
-    return min((below, below + 1), key=lambda channels: abs(parameters_at(spec, genotype, channels) - parameters))
-
-
-def make_plan(data: str, preset: Preset, parameters: int | None = None) -> Plan:
+def make_plan(data: str, preset: Preset, recipe: str, parameters: int | None = None) -> Plan:
     """Chooses all widths and checks the settings; no image is needed.
 
     Args:
       data: a known data set.
       preset: its kernel sizes, cell, width, seeds, epochs and bits are used.
+      recipe: a name in `recipe.RECIPES`.
       parameters: of the reference; None takes those of kernel size 3 at the preset's width.
 
     Returns:
@@ -161,7 +94,7 @@ def make_plan(data: str, preset: Preset, parameters: int | None = None) -> Plan:
         raise ValueError(f"--seeds {preset.impact_seeds} must be from 3 to 1000: an interval needs a few trainings")
     space, genotypes = impact_genotypes(sizes, preset.impact_cell)
     spec = preset.network(data, DATASETS[data].num_classes, space)
-    preset.training(data, preset.impact_epochs)  # refuses epochs
+    config = preset.training(data, preset.impact_epochs, recipe)
     cost.costs(spec, genotypes[REFERENCE][None], preset.bits)  # refuses bits
     if parameters is None:
         parameters = parameters_at(spec, genotypes[REFERENCE], spec.channels)
@@ -173,7 +106,8 @@ def make_plan(data: str, preset: Preset, parameters: int | None = None) -> Plan:
             equal[k] = width_for(spec, genotype, parameters)
         except ValueError as error:
             raise ValueError(f"kernel size {k}: {error}; give more --parameters or --channels") from None
-    return Plan(spec, genotypes, parameters, {WIDTH: dict.fromkeys(genotypes, spec.channels), PARAMETERS: equal})
+    widths = {WIDTH: dict.fromkeys(genotypes, spec.channels), PARAMETERS: equal}
+    return Plan(spec, config, genotypes, parameters, widths)
 
 
 def compare(job: Job, plan: Plan) -> "pl.DataFrame":
@@ -200,23 +134,22 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
     seeds = range(job.seed * 1000, job.seed * 1000 + preset.impact_seeds)
     rows = list(plan.rows(seeds))
     # Seed by seed, so that the time left rests on measurements of every network early on.
-    trainings = sorted({(seed, network) for _, network, seed in rows})
+    trainings = {
+        (seed, network): plan.trial(seed, network)
+        for seed, network in sorted({(seed, network) for _, network, seed in rows})
+    }
     job.say(
         f"{preset.impact_cell!r}: {len(trainings)} trainings of {preset.impact_epochs} epochs; the reference has "
         f"{plan.parameters:,} parameters"
     )
     for name, widths in plan.widths.items():
         job.say(f"  {name}: " + ", ".join(f"{k}x{k} at C = {channels}" for k, channels in widths.items()))
-    networks = dict.fromkeys(network for _, network in trainings)
-    clock = _Clock(
-        {training: preset.impact_epochs for training in trainings},
-        {network: _work(plan, network) for network in networks},
-    )
+    clock = trials.Clock(trainings.values())
     results = {
-        training: _train(job, plan, *training, clock, f"{number}/{len(trainings)}")
-        for number, training in enumerate(trainings, start=1)
+        training: trials.run(job, trial, clock, f"{number}/{len(trainings)}")
+        for number, (training, trial) in enumerate(trainings.items(), start=1)
     }
-    test = {training: _test(job, plan, *training) for training in trainings}
+    test = {training: _test(job, trial) for training, trial in trainings.items()}
     table = pl.DataFrame([
         {
             "comparison": name, "kernel_size": network.kernel_size, "channels": network.channels, "seed": seed,
@@ -224,7 +157,7 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
             **results[seed, network], "test_accuracy": test[seed, network],
         }
         for name, network, seed in rows
-    ])  # fmt: skip
+    ]).drop("diverged_epoch")  # fmt: skip
     run.write_table("kernel_controlled", table)
     summary = summarise(table)
     run.update_summary(kernel_controlled=summary.to_dicts(), reference_parameters=plan.parameters)
@@ -267,24 +200,16 @@ def summarise(table: "pl.DataFrame") -> "pl.DataFrame":
             row = {column: own[column][0] for column in same}
             row |= {column: float(np.mean(own[column].to_numpy())) for column in ("synops", "energy_nj", "seconds")}
             validation = own["validation_accuracy"].to_numpy()
-            row |= {"n": len(validation), **_named("validation", interval(validation))}
+            row |= {"n": len(validation), **columns("validation", interval(validation))}
             paired = interval(validation - reference["validation_accuracy"].to_numpy())
-            row |= {field: None if k == REFERENCE else value for field, value in _named("difference", paired).items()}
-            rows.append(row | _named("test", interval(own["test_accuracy"].to_numpy())))
+            row |= {field: None if k == REFERENCE else value for field, value in columns("difference", paired).items()}
+            rows.append(row | columns("test", interval(own["test_accuracy"].to_numpy())))
     return pl.DataFrame(rows)
-
-
-def _named(name: str, i: Interval) -> dict[str, float]:
-    return {name: i.mean, f"{name}_sd": i.sd, f"{name}_low": i.low, f"{name}_high": i.high}
 
 
 def accuracy_markdown(summary: "pl.DataFrame", split: str = "validation") -> str:
     """The accuracy of each network as Markdown, in per cent: ``"validation"``, with differences, or ``"test"``."""
     import polars as pl
-
-    def points(row: dict[str, Any], name: str, sign: str = "") -> str:
-        mean, low, high = (f"{100 * row[field]:{sign}.2f}" for field in (name, f"{name}_low", f"{name}_high"))
-        return f"{mean} ± {100 * row[f'{name}_sd']:.2f} [{low}, {high}]"
 
     rows = []
     for row in summary.iter_rows(named=True):
@@ -293,8 +218,7 @@ def accuracy_markdown(summary: "pl.DataFrame", split: str = "validation") -> str
             shown |= {"parameters": f"{row['parameters']:,}", "to reference": f"{100 * row['mismatch']:+.2f} %"}
         shown |= {"n": row["n"], f"{split} % ± sd [95 %]": points(row, split)}
         if split == "validation":
-            difference = "" if row["difference"] is None else points(row, "difference", "+")
-            shown["minus 3x3, paired ± sd [95 %]"] = difference or "-"
+            shown["minus 3x3, paired ± sd [95 %]"] = points(row, "difference", "+")
         rows.append(shown)
     table = pl.DataFrame(rows)
     return report.markdown_table(table, table.columns)
@@ -325,9 +249,10 @@ def _sections(job: Job, plan: Plan, summary: "pl.DataFrame") -> list[tuple[str, 
     preset = job.preset
     about = (
         f"{job.data.source}\n\nCell `{preset.impact_cell}`, K in {', '.join(map(str, plan.genotypes))}, T = "
-        f"{preset.time_steps}, {preset.impact_epochs} epochs, batch {preset.batch_size}, seed {job.seed}, "
-        f"n = {preset.impact_seeds} trainings a network. K is the size of the cells' convolutions alone: **stem and "
-        f"transition are 3x3 in all networks**. Equal width is C = {plan.spec.channels}; at equal parameters C comes "
+        f"{preset.time_steps}, {preset.impact_epochs} epochs, batch {preset.batch_size}, recipe "
+        f"{job.options['recipe']}, seed {job.seed}, n = {preset.impact_seeds} trainings a network. K is the size of "
+        f"the cells' convolutions alone: **stem and transition are 3x3 in all networks**. Equal width is C = "
+        f"{plan.spec.channels}; at equal parameters C comes "
         f"nearest to {plan.parameters:,} parameters. A network in both comparisons is trained once."
     )
     accuracy = (
@@ -346,88 +271,9 @@ def _sections(job: Job, plan: Plan, summary: "pl.DataFrame") -> list[tuple[str, 
     ]
 
 
-class _Clock:
-    """Time left: the epochs left of each training times the median epoch of its network.
-
-    A network of which no epoch was seen is taken to be as fast for its work as all others together.
-    """
-
-    def __init__(self, epochs_left: dict[tuple[int, Network], int], work: dict[Network, float]):
-        self.epochs_left, self.work = dict(epochs_left), work
-        self.seconds: dict[Network, list[float]] = {}
-
-    def epoch(self, training: tuple[int, Network], epochs_left: int, seconds: float) -> None:
-        self.epochs_left[training] = epochs_left
-        self.seconds.setdefault(training[1], []).append(seconds)
-
-    def left(self) -> float:
-        each = {network: float(np.median(seconds)) for network, seconds in self.seconds.items()}
-        rate = sum(each.values()) / sum(self.work[network] for network in each)
-        return sum(
-            epochs * each.get(network, rate * self.work[network]) for (_, network), epochs in self.epochs_left.items()
-        )
-
-
-def _work(plan: Plan, network: Network) -> float:
-    """Operations of one image and time step if every neuron fired, to guess times by."""
-    spec, genotype = plan.spec_at(network.channels), plan.genotypes[network.kernel_size]
-    neurons = {name: float(site.neurons) for name, site in spec.sites(genotype).items()}
-    return cost.stem_macs(spec) + cost.synaptic_operations(spec, genotype, neurons)
-
-
-def _folder(job: Job, seed: int, network: Network) -> Path:
-    return job.run.path / "trainings" / f"k{network.kernel_size}-c{network.channels}-seed{seed}"
-
-
-def _fit(job: Job, plan: Plan, seed: int, network: Network, progress: Callable[[dict[str, Any]], None] | None) -> Any:
-    """Trains a network, goes on with it, or gives it back as it was trained."""
-    folder = _folder(job, seed, network)
-    folder.mkdir(parents=True, exist_ok=True)
-    spec, genotype = plan.spec_at(network.channels), plan.genotypes[network.kernel_size]
-    config = job.preset.training(job.data.name, job.preset.impact_epochs)
-    try:
-        return train(spec, genotype, job.data, config, seed=seed, folder=folder, progress=progress, say=job.say)
-    except TrainingDivergedError as error:  # leaving it out would make the comparison kinder to its kernel size
-        raise TrainingDivergedError(f"{folder.name}: {error}") from None
-
-
-def _train(job: Job, plan: Plan, seed: int, network: Network, clock: _Clock, place: str) -> dict[str, Any]:
-    """Parameters, costs and validation accuracy of one training, kept in its folder once it is done."""
-    path = _folder(job, seed, network) / "result.json"
-    epochs, name = job.preset.impact_epochs, f"{place}  {path.parent.name}"
-    if path.exists():
-        clock.epochs_left[seed, network] = 0
-        return read_json(path)
-    last = [time.perf_counter()]
-
-    def line(record: dict[str, Any]) -> None:
-        now = time.perf_counter()
-        clock.epoch((seed, network), epochs - record["epoch"], now - last[0])
-        last[0] = now
-        job.say(
-            f"  {name}  epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.3f}  validation "
-            f"{100 * record['validation_accuracy']:.1f} %  {_minutes(clock.left())} left"
-        )
-
-    model = _fit(job, plan, seed, network, line)
-    clock.epochs_left[seed, network] = 0
-    seconds = sum(float(record["seconds"]) for record in read_jsonl(path.parent / "metrics.jsonl"))
-    result = measured(job, model) | {
-        "macs": cost.stem_macs(model.spec),
-        "seconds": round(seconds, 3),
-        "validation_accuracy": float(model.metrics["validation_accuracy"]),
-    }
-    write_json(path, result)
-    return result
-
-
-def _test(job: Job, plan: Plan, seed: int, network: Network) -> float:
+def _test(job: Job, trial: Trial) -> float:
     """Test accuracy of a trained network; asked for once, and then kept in its folder."""
-    path = _folder(job, seed, network) / "test.json"
+    path = trials.folder(job, trial) / "test.json"
     if not path.exists():
-        write_json(path, {"test_accuracy": evaluate(_fit(job, plan, seed, network, None), job.data.test)})
+        write_json(path, {"test_accuracy": evaluate(trials.fit(job, trial), job.data.test)})
     return float(read_json(path)["test_accuracy"])
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -22,6 +22,7 @@ from spikernel_jax.distributed import ALONE, Processes
 from spikernel_jax.fidelity import NAMES
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.presets import Preset, get_preset
+from spikernel_jax.recipe import DEFAULT_RECIPE, named_recipe
 from spikernel_jax.runs import RunFolder
 from spikernel_jax.search import STRATEGIES
 
@@ -41,7 +42,8 @@ class Job:
       data: its images.
       preset: its preset.
       seed: of everything random in it.
-      options: of its steps: kernel_sizes, cell, sets, keep, strategy, samples, fidelity, memory_budget (bytes), bits.
+      options: of its steps: kernel_sizes, cell, sets, keep, strategy, samples, fidelity, memory_budget (bytes), bits,
+        recipe.
       say: prints a line of progress.
       processes: this process among those of the job.
     """
@@ -110,6 +112,7 @@ def resolve(given: dict[str, Any], there: dict[str, Any], preset: Preset, *, ove
         "fidelity": NAMES[0],
         "memory_budget": tradeoff.parse_bytes(preset.memory_budget),
         "bits": preset.bits,
+        "recipe": DEFAULT_RECIPE,
     }
     result = {}
     for name, value in given.items():
@@ -127,6 +130,8 @@ def _check_options(options: dict[str, Any], data: str, preset: Preset) -> None:
         impact_genotypes(options["kernel_sizes"], options["cell"])
     if not 1 <= options.get("bits", 1) <= 64:
         raise ValueError(f"--bits {options['bits']} must be from 1 to 64")
+    if "recipe" in options:
+        named_recipe(options["recipe"])
     if "keep" not in options:
         return
     if options["keep"] not in KEEP:
@@ -186,6 +191,10 @@ def load_images(data: str, data_dir: str | Path | None, preset: Preset, needs: d
     return images
 
 
+def _counts(images: Dataset) -> dict[str, int]:
+    return {split: len(getattr(images, split).labels) for split in ("train", "validation", "test")}
+
+
 def open_job(
     out: str | Path | None,
     *,
@@ -241,7 +250,7 @@ def open_job(
         "preset": preset,
         "seed": seed,
         "settings": dataclasses.asdict(settings),
-        "images": {name: len(getattr(images, name).labels) for name in ("train", "validation", "test")},
+        "images": _counts(images),
     }
     if processes.first:
         run = RunFolder.create(out, config)
@@ -256,6 +265,35 @@ def open_job(
     say(f"data: {images.source}")
     say(f"run folder: {run.path}")
     return Job(run, images, settings, seed, options_there | resolved, say, processes)
+
+
+def open_experiment(
+    out: str | Path,
+    config: dict[str, Any],
+    *,
+    data_dir: str | Path | None,
+    preset: Preset,
+    options: dict[str, Any],
+    say: Say,
+) -> Job:
+    """Loads the data, and makes or continues the run folder of an experiment whose settings have been checked.
+
+    Args:
+      out: run folder.
+      config: the settings, `data` and `seed` among them; the numbers of images are added.
+      data_dir: where prepared data lie.
+      preset: its limits and batch size are used, and it goes into the job.
+      options: of the job.
+      say: prints a line of progress.
+
+    Raises:
+      ValueError: one line on the first thing that is wrong; nothing has been written then.
+    """
+    images = load_images(config["data"], data_dir, preset)
+    run = RunFolder.create(out, config | {"images": _counts(images)})
+    say(f"data: {images.source}")
+    say(f"run folder: {run.path}")
+    return Job(run, images, preset, config["seed"], options, say)
 
 
 def timed(job: Job, step: str, started: float) -> None:

@@ -64,10 +64,13 @@ def impact(job: Job) -> "pl.DataFrame":
     cell = job.options["cell"]
     space, genotypes = impact_genotypes(job.options["kernel_sizes"], cell)
     spec = preset.network(job.data.name, job.data.num_classes, space)
-    config = preset.training(job.data.name, preset.impact_epochs)
+    config = preset.training(job.data.name, preset.impact_epochs, job.options["recipe"])
     rows = []
-    job.remember("kernel_sizes", "cell", "bits")
-    job.say(f"step 1, impact: {cell!r}, K in {space.kernel_sizes}, {preset.impact_seeds} seeds")
+    job.remember("kernel_sizes", "cell", "bits", "recipe")
+    job.say(
+        f"step 1, impact: {cell!r}, K in {space.kernel_sizes}, {preset.impact_seeds} seeds, "
+        f"recipe {job.options['recipe']}"
+    )
     for (k, genotype), index in itertools.product(genotypes.items(), range(preset.impact_seeds)):
         seed = job.seed * 1000 + index
         name = f"k{k}-seed{seed}"
@@ -133,9 +136,9 @@ def train_finalists(job: Job) -> "pl.DataFrame":
     preset, run = job.preset, job.run
     wanted = ("kernel_set", "genotype", "score", "score_se", "finalist")
     table = run.read_table("search", "experiments/search.py", wanted).filter(pl.col("finalist"))
-    config = preset.training(job.data.name, preset.finalist_epochs)
-    job.remember("bits")
-    job.say(f"step 3, training: {len(table)} finalists, {config.epochs} epochs each")
+    config = preset.training(job.data.name, preset.finalist_epochs, job.options["recipe"])
+    job.remember("bits", "recipe")
+    job.say(f"step 3, training: {len(table)} finalists, {config.epochs} epochs each, recipe {job.options['recipe']}")
     names: dict[str, str] = {}
     trained: dict[str, dict[str, Any]] = {}
     rows = []
@@ -257,13 +260,14 @@ def write_summary_report(job: Job) -> Path:
     summary = run.read_json("summary.json")
     environment = record["environment"]
     about = "\n".join(f"- {name}: `{environment[name]}`" for name in environment)
+    recipe = job.options.get("recipe", "not recorded")
     seconds = ", ".join(f"{step} {value} s" for step, value in summary["seconds"].items())
     columns = ("name", "genotype", "score", "validation %", "test %", "parameters", "memory KiB",
                "synops", "energy_nj", "on_front", "chosen")  # fmt: skip
     return report.write_report(
         run,
         [
-            ("Run", f"{job.data.source}\n\nSeed {job.seed}. {seconds}.\n\n{about}"),
+            ("Run", f"{job.data.source}\n\nSeed {job.seed}. Recipe: {recipe}. {seconds}.\n\n{about}"),
             ("Step 1: impact of the kernel size", report.markdown_table(by_size, by_size.columns)),
             (
                 "Step 2: kernel sets",

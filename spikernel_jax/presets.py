@@ -6,11 +6,12 @@ everything runs.
 """
 
 import dataclasses
+from typing import Any
 
 from spikernel_jax.data import DATASETS
 from spikernel_jax.fidelity import FIDELITIES, Fidelity
 from spikernel_jax.genotype import CellSpace
-from spikernel_jax.recipe import TrainConfig
+from spikernel_jax.recipe import TrainConfig, named_recipe
 from spikernel_jax.spec import NetworkSpec
 
 
@@ -30,8 +31,7 @@ class Preset:
       impact_epochs: epochs of each.
       finalist_epochs: epochs of a finalist.
       batch_size: of training.
-      learning_rate: at the start.
-      weight_decay: of training.
+      learning_rate: of SGD; a recipe may set another.
       score: a registered training-free score.
       fidelities: sizes of the score at low, medium and full fidelity.
       memory_budget: bytes (as text) that the chosen model may take.
@@ -53,7 +53,6 @@ class Preset:
     finalist_epochs: int = 8
     batch_size: int = 32
     learning_rate: float = 0.2
-    weight_decay: float = 5e-4
     score: str = "sahd_paper"
     fidelities: tuple[Fidelity, Fidelity, Fidelity] = FIDELITIES
     memory_budget: str = "128KiB"
@@ -75,17 +74,11 @@ class Preset:
             dropout=self.dropout,
         )
 
-    def training(self, data: str, epochs: int) -> TrainConfig:
-        """The recipe on a data set."""
+    def training(self, data: str, epochs: int, recipe: str) -> TrainConfig:
+        """A recipe on a data set; ValueError if its name is unknown."""
         info = DATASETS[data]
-        return TrainConfig(
-            epochs=epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            padding=info.padding,
-            flip=info.flip,
-        )
+        ours = {"epochs": epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        return TrainConfig(**ours | {"padding": info.padding, "flip": info.flip} | named_recipe(recipe))
 
 
 _CPU = Preset()
@@ -138,8 +131,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
 }
 
 
-def get_preset(data: str, name: str) -> Preset:
+def get_preset(data: str, name: str, **changes: Any) -> Preset:
     """The preset of that name for a data set.
+
+    Args:
+      data: a known data set.
+      name: of the preset.
+      **changes: fields with other values; None keeps the preset's.
 
     Raises:
       ValueError: naming the known data sets or presets.
@@ -148,4 +146,5 @@ def get_preset(data: str, name: str) -> Preset:
         raise ValueError(f"--data {data!r} is unknown; known: {', '.join(PRESETS)}")
     if name not in PRESETS[data]:
         raise ValueError(f"--preset {name!r} is unknown for {data}; known: {', '.join(PRESETS[data])}")
-    return PRESETS[data][name]
+    given = {field: value for field, value in changes.items() if value is not None}
+    return dataclasses.replace(PRESETS[data][name], **given)

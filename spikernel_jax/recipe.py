@@ -1,7 +1,8 @@
 """Recipes: optimiser, schedule, loss and augmentation of a training.
 
 The defaults are SNASNet's recipe (Kim et al., ECCV 2022, section 5.1): SGD with momentum, cosine schedule,
-cross-entropy on the mean output over time. The rest are changes to it that recent work trains with.
+cross-entropy on the mean output over time. The rest are changes to it that recent work trains with. `RECIPES` are
+those that go by a name.
 """
 
 import dataclasses
@@ -22,6 +23,36 @@ SCHEDULES = ("cosine", "one_cycle")
 LOSSES = ("mean", "tet")
 MIXES = ("none", "mixup", "cutmix")
 DECAYED = ("all", "kernels")
+
+# Fields of `TrainConfig`. Epochs, batch size and the learning rate of SGD are a preset's; a recipe of another optimiser
+# sets a learning rate of its own.
+RECIPES: dict[str, dict[str, Any]] = {
+    "snasnet": {
+        "optimiser": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "schedule": "cosine",
+        "final_fraction": 0.01,
+        "loss": "mean",
+    },
+    "tuned": {
+        "optimiser": "nesterov",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "schedule": "one_cycle",
+        "loss": "mean",
+        "label_smoothing": 0.1,
+        "ema": 0.999,
+    },
+}
+DEFAULT_RECIPE = "tuned"
+
+
+def named_recipe(name: str) -> dict[str, Any]:
+    """The changes to `TrainConfig` that a recipe's name stands for; ValueError naming the known ones."""
+    if name not in RECIPES:
+        raise ValueError(f"--recipe {name!r} is unknown; known: {', '.join(RECIPES)}")
+    return dict(RECIPES[name])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import polars as pl
 import pytest
 
-from spikernel_jax import Model, NetworkSpec, jobs, network, presets, save_model
+from spikernel_jax import Model, NetworkSpec, jobs, network, pipeline, presets, save_model
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.runs import RunFolder
 
@@ -95,6 +95,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("explore", ["--memory-budget", "lots"], "'lots' is not an amount of memory"),
         ("explore", ["--memory-budget", "0"], "'0' is not an amount of memory"),
         ("explore", ["--memory-budget", "12XB"], "'12XB' is not an amount of memory"),
+        ("explore", ["--recipe", "magic"], "--recipe 'magic' is unknown; known: snasnet, tuned"),
+        ("kernel_impact", ["--recipe", ""], "--recipe '' is unknown; known: snasnet, tuned"),
         ("explore", ["--bits", "0"], "--bits 0"),
         ("explore", ["--bits", "65"], "--bits 65"),
         ("explore", ["--seed", "-1"], "--seed -1"),
@@ -272,6 +274,27 @@ def test_options_of_an_earlier_step_are_kept_and_no_others_accepted(made, refuse
     assert RunFolder.open(made).read_json("summary.json")["chosen"]["bits"] == 4
     assert RunFolder.open(made).read_json("summary.json")["chosen"]["memory_budget_bytes"] == 20_000
     assert json.loads((made / "options.json").read_text()) == options
+
+
+def test_the_recipe_of_an_earlier_step_is_kept_and_no_other_accepted(made, refused, monkeypatch):
+    used = []
+
+    def trained(spec: Any, genotype: Any, data: Any, config: Any, **named: Any) -> Any:
+        used.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(pipeline, "train", trained)
+    refused("kernel_impact", "--out", str(made), "--recipe", "snasnet")
+    assert json.loads((made / "options.json").read_text())["recipe"] == "snasnet"
+    before = contents(made)
+    for script in ("train", "explore", "kernel_impact"):
+        line = refused(script, "--out", str(made), "--recipe", "tuned")
+        assert "--recipe tuned differs from this run's snasnet: choose another --out" in line
+    assert contents(made) == before
+    refused("train", "--out", str(made))
+    smoke = presets.get_preset("mnist5k", "smoke")
+    epochs = (smoke.impact_epochs, smoke.finalist_epochs)
+    assert used == [smoke.training("mnist5k", n, "snasnet") for n in epochs]
 
 
 def test_a_folder_in_use(made, refused):

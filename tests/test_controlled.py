@@ -1,4 +1,4 @@
-"""Kernel sizes at equal width and equal parameters: widths, statistics, and the script from start to finish."""
+"""Kernel sizes at equal width and equal parameters: the summary, and the script from start to finish."""
 
 import dataclasses
 import functools
@@ -8,16 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import polars as pl
 import pytest
 
-from spikernel_jax import controlled, costs, figures, jobs, network, presets
+from spikernel_jax import controlled, costs, figures, jobs, presets, trials
 from spikernel_jax.data import load_dataset
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.runs import RunFolder
-from spikernel_jax.spec import NetworkSpec
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "kernel_controlled.py"
 CELL = "0>3:convK"
@@ -47,61 +45,6 @@ def refused(capsys, *options: str) -> str:
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
-
-
-def by_hand(k: int, c: int, convs: int) -> int:
-    """Parameters on CIFAR-10 with the gap head, of a cell with `convs` convolutions of one size in both cells."""
-    stem, transition, last = 27 * c + 2 * c, 2 * c + 9 * c * 2 * c + 4 * c, 4 * c
-    cells = convs * (k * k * c * c + 2 * c + k * k * 4 * c * c + 4 * c)
-    return stem + transition + last + 10 * 2 * c + 10 + cells
-
-
-@pytest.mark.parametrize("k", SPACE.kernel_sizes)
-@pytest.mark.parametrize("cell", ["0>1:convK 1>3:convK 0>3:skip", "0>1:convK 0>2:convK 1>2:convK 2>3:convK 0>3:convK"])
-def test_width_is_the_nearest_of_all(cell, k):
-    spec = NetworkSpec((32, 32, 3), 10, SPACE, channels=5)
-    genotype = SPACE.parse(cell.replace("convK", f"conv{k}"))
-    counts = np.array([by_hand(k, c, cell.count("convK")) for c in range(1, 90)])
-    assert [controlled.parameters_at(spec, genotype, c) for c in (1, 16, 89)] == counts[[0, 15, 88]].tolist()
-    halves = (counts[:-1] + counts[1:]) // 2  # at the middle between two widths, below and above
-    for wanted in np.concatenate([counts[:40], counts[1:40] - 1, counts[:40] + 1, halves[:40], halves[:40] + 1]):
-        nearest = 1 + int(np.argmin(np.abs(counts - wanted)))  # the first, so the smaller, of two as near
-        assert controlled.width_for(spec, genotype, int(wanted)) == nearest, wanted
-    with pytest.raises(ValueError, match=f"parameters={counts[0] - 1} must be at least {counts[0]}"):
-        controlled.width_for(spec, genotype, int(counts[0]) - 1)
-
-
-def test_width_with_the_other_head_and_two_cells():
-    """The snasnet head's parameters grow with C too, and real arrays have as many."""
-    spec = NetworkSpec((16, 16, 1), 4, SPACE, head="snasnet", head_hidden=7, neurons_per_class=3)
-    rows = np.stack([SPACE.parse("0>1:conv5 1>3:conv1 0>3:skip"), SPACE.parse("0>3:conv7")])
-    sizes = {}
-    for c in range(1, 12):
-        at_width = NetworkSpec((16, 16, 1), 4, SPACE, channels=c, head="snasnet", head_hidden=7, neurons_per_class=3)
-        params, _ = jax.eval_shape(lambda at_width=at_width: network.init(jax.random.key(0), at_width, rows))
-        sizes[c] = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    for wanted in range(sizes[1], sizes[10], 997):
-        assert controlled.width_for(spec, rows, wanted) == min(sizes, key=lambda c: abs(sizes[c] - wanted))
-
-
-def test_interval_by_hand():
-    # Quantiles from printed tables of Student's t: 4.303 (2), 3.182 (3), 12.706 (1); 2.920 is 90 % two-sided of 2.
-    mean, sd, n, low, high = controlled.interval([1, 2, 3, 4])
-    assert (mean, n) == (2.5, 4)
-    assert sd == pytest.approx(math.sqrt(5 / 3))
-    assert (high - mean, mean - low) == pytest.approx((3.182 * math.sqrt(5 / 3) / 2,) * 2, rel=2e-4)
-    assert controlled.interval([0, 1, 2]).high == pytest.approx(1 + 4.303 / math.sqrt(3), rel=1e-4)
-    assert controlled.interval([0, 1, 2], 0.9).low == pytest.approx(1 - 2.920 / math.sqrt(3), rel=1e-4)
-    assert controlled.interval([0, 2]).high == pytest.approx(1 + 12.706, rel=1e-4)
-    assert controlled.interval([3, 3, 3]) == (3, 0, 3, 3, 3)
-    alone = controlled.interval([5])
-    assert (alone.mean, alone.n) == (5, 1)
-    assert np.isnan([alone.sd, alone.low, alone.high]).all()
-    for values in ([], [1, math.nan], [[1, 2]]):
-        with pytest.raises(ValueError, match="finite number"):
-            controlled.interval(values)
-    with pytest.raises(ValueError, match=r"confidence=1\.0"):
-        controlled.interval([1, 2], 1.0)
 
 
 def drawn() -> pl.DataFrame:
@@ -159,16 +102,6 @@ def test_figure(tmp_path):
     assert "n = 3 seeds" in figure.get_supxlabel()
 
 
-def test_time_left():
-    small, large = controlled.Network(1, 4), controlled.Network(7, 4)
-    clock = controlled._Clock({(0, small): 3, (0, large): 3, (1, small): 3}, {small: 2.0, large: 10.0})
-    for left, seconds in ((2, 9.0), (1, 1.0), (0, 1.0)):  # compilation counts once
-        clock.epoch((0, small), left, seconds)
-    assert clock.left() == pytest.approx(3 * 5 + 3 * 1)  # the large one is guessed at five times the small one
-    clock.epoch((0, large), 2, 4.0)
-    assert clock.left() == pytest.approx(2 * 4 + 3 * 1)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_read_once) -> tuple[Path, list[Any]]:
     """A whole run, and the splits that were evaluated beyond the trainings' own validation."""
@@ -223,14 +156,14 @@ def test_the_table_says_what_was_trained(finished):
 def test_a_finished_run_is_not_trained_or_tested_again(finished, monkeypatch):
     out, _ = finished
     before = table_of(out)
-    monkeypatch.setattr(controlled, "train", None)
+    monkeypatch.setattr(trials, "train", None)
     monkeypatch.setattr(controlled, "evaluate", None)
     start(*SMALL, "--out", str(out))
     assert table_of(out).equals(before)
 
 
 def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
-    out, (real_train, real_evaluate) = tmp_path / "broken", (controlled.train, controlled.evaluate)
+    out, (real_train, real_evaluate) = tmp_path / "broken", (trials.train, controlled.evaluate)
     trained, tested = [], []
 
     def stops_in_training(*arguments: Any, progress: Any, **named: Any) -> Any:
@@ -249,9 +182,9 @@ def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real_evaluate(*arguments)
 
-    for name, stopping in (("train", stops_in_training), ("evaluate", stops_in_testing)):
+    for module, name, stopping in ((trials, "train", stops_in_training), (controlled, "evaluate", stops_in_testing)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(controlled, name, stopping)
+            patch.setattr(module, name, stopping)
             with pytest.raises(SystemExit) as stop:
                 start(*SMALL, "--out", str(out))
         assert stop.value.code == 130
@@ -275,6 +208,7 @@ def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
         (["--seed", "-1"], "--seed -1 must be from 0"),
         (["--epochs", "0"], "epochs=0 must be a whole number of at least 1"),
         (["--channels", "0"], "channels=0 must be a whole number of at least 1"),
+        (["--recipe", "magic"], "--recipe 'magic' is unknown; known: snasnet, tuned"),
         (["--bits", "65"], "bits=65 must be a whole number from 1 to 64"),
         (["--parameters", "100"], "kernel size 3: parameters=100 must be at least"),
         (["--parameters", "0"], "--parameters 0 must be from 1 to"),
@@ -289,7 +223,10 @@ def test_bad_input_is_one_line_and_no_folder(tmp_path, capsys, options, words):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", [["--epochs", "3"], ["--seeds", "4"], ["--parameters", "700"], ["--channels", "3"]])
+@pytest.mark.parametrize(
+    "change",
+    [["--epochs", "3"], ["--seeds", "4"], ["--parameters", "700"], ["--channels", "3"], ["--recipe", "snasnet"]],
+)
 def test_other_settings_are_refused(finished, capsys, change):
     before = table_of(finished[0])
     assert "holds a run of another configuration" in refused(capsys, *SMALL, *change, "--out", str(finished[0]))

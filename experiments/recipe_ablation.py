@@ -1,0 +1,102 @@
+"""What is each part of the recipe and the network worth? One change at a time to a base, over several seeds.
+
+    python experiments/recipe_ablation.py                                        # MNIST digits, all rows
+    python experiments/recipe_ablation.py --groups optimiser schedule --seeds 2
+    python experiments/recipe_ablation.py --data cifar10 --data-dir DIR --preset gpu --epochs 10 --minutes 25
+
+Trainings go seed by seed, and after each the table holds what there is: tables/recipe_ablation.parquet and report.md. A
+killed or time-limited run goes on when the same command is given again; more rows and seeds go into the same folder.
+Validation images alone are used.
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from spikernel_jax import ablation, cli
+from spikernel_jax.jobs import Job, check_seed, open_experiment
+from spikernel_jax.presets import get_preset
+from spikernel_jax.spec import spec_to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(cli.Shared):
+    """Options of the ablation."""
+
+    out: Path | None = None
+    """Run folder; default runs/recipe-ablation-DATA-PRESET-seedSEED."""
+    rows: tuple[str, ...] = ()
+    """Rows by name, as nesterov one-cycle; default all, or those of --groups. An unknown name lists them."""
+    groups: tuple[str, ...] = ()
+    """Groups of rows, besides --rows: optimiser, schedule, loss, augmentation, weights, network, time, neuron, width,
+    recipe."""
+    seeds: int = 3
+    """Trainings of each row."""
+    epochs: int | None = None
+    """Epochs of each; default the preset's of step 1."""
+    limit_train: int | None = None
+    """Training images; default the preset's."""
+    channels: int | None = None
+    """Width C of the base; default the preset's."""
+    time_steps: int | None = None
+    """Time steps T of the base; default the preset's."""
+    batch_size: int | None = None
+    """Images a step; default the preset's."""
+    base_recipe: str = "snasnet"
+    """Recipe of the base: snasnet or tuned."""
+    minutes: float = math.inf
+    """No training is begun after so many minutes; default no limit."""
+
+
+def open_ablation(options: Options) -> tuple[Job, ablation.Base, list[ablation.Row]]:
+    """Checks all options, loads the data, and makes or continues the run folder, in that order."""
+    data, name, seed = options.data or "mnist5k", options.preset or "cpu", check_seed(options.seed or 0)
+    if not 1 <= options.seeds <= 1000:
+        raise ValueError(f"--seeds {options.seeds} must be from 1 to 1000")
+    if not options.minutes > 0:
+        raise ValueError(f"--minutes {options.minutes} must be above 0")
+    preset = get_preset(
+        data,
+        name,
+        impact_epochs=options.epochs,
+        limit_train=options.limit_train,
+        channels=options.channels,
+        time_steps=options.time_steps,
+        batch_size=options.batch_size,
+        bits=options.bits,
+    )
+    base = ablation.make_base(data, preset, options.base_recipe)
+    rows = base.choose(options.rows, options.groups)
+    config = {
+        "data": data,
+        "preset": name,
+        "seed": seed,
+        "base_recipe": options.base_recipe,
+        "config": dataclasses.asdict(base.config),
+        "spec": spec_to_json(base.spec),
+        "cell": preset.impact_cell,
+        "bits": preset.bits,
+    }
+    out = options.out or Path("runs") / f"recipe-ablation-{data}-{name}-seed{seed}"
+    of_job = {"bits": preset.bits, "recipe": options.base_recipe}
+    job = open_experiment(out, config, data_dir=options.data_dir, preset=preset, options=of_job, say=cli.say)
+    return job, base, rows
+
+
+def recipe_ablation(options: Options) -> None:
+    """Trains the rows, and prints the table."""
+    deadline = time.monotonic() + 60 * options.minutes
+    job, base, rows = open_ablation(options)
+    seeds = range(job.seed * 1000, job.seed * 1000 + options.seeds)
+    with job.run.lock():
+        table = ablation.ablate(job, base, rows, seeds, deadline)
+    if not table.is_empty():
+        Console().print(Markdown(ablation.summary_markdown(ablation.summarise(table), narrow=True)))
+
+
+if __name__ == "__main__":
+    cli.main(Options, recipe_ablation, __doc__ or "")
