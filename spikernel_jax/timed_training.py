@@ -362,8 +362,8 @@ def _sections(task: Task, run: RunFolder, plan: dict[str, Any], summary: dict[st
          f"which gave {plan['epochs']} epochs (`{_PLAN}`). " if planned else "No limit was set. ")
         + (f"Taken: {taken:.2f} minutes. " if taken is not None
            else "The run was resumed, so no single start took it all. ")
-        + ("**Longer than planned**: steps became slower than when they were timed. " if planned and (taken or 0) > planned
-           else "")
+        + ("**Longer than planned**: steps became slower than when they were timed. "
+           if planned and (taken or 0) > planned else "")
         + f"Steps alone: {summary['training_minutes']:.2f} minutes; starting and compiling, before and in the first "
         f"epoch: about {summary['compilation_minutes']:.2f}."
     )  # fmt: skip
