@@ -1,0 +1,113 @@
+"""How accurate does one cell get in a given time? One training that ends in time, tested once.
+
+    python experiments/accuracy.py                                          # MNIST digits, 10 minutes on 2 CPU cores
+    python experiments/accuracy.py --preset smoke                           # seconds; proves only that it runs
+    python experiments/accuracy.py --data cifar10 --data-dir DIR --preset cpu-1h
+    python experiments/accuracy.py --data cifar10 --data-dir DIR --preset h100-10min
+
+Times a few steps, chooses as many epochs as fit into --minutes (compilation, validation, checkpoints and test
+included), writes that plan down and trains. A killed run goes on with the same schedule to the same result when the
+same command is given again; the time limit is the first start's.
+
+The h100-10min presets aim at 94.5 % on CIFAR-10 and 74 % on CIFAR-100, with T = 4 and below 10 M parameters. They have
+not been run on that machine: by their FLOPs, at 35 % of 800 TFLOP/s (bfloat16), about 75 and 48 epochs fit into 9
+minutes (timed_presets.py). Steps in float32 get fewer, since the plan goes by the steps as they are timed there.
+
+For a GPU machine without a network, tools/gpu_kit.py packs data and wheels.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spikernel_jax import cli, timed_training
+from spikernel_jax.timed_presets import Timed, get_timed_preset
+
+_DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
+_OF_RECIPE = ("epochs", "batch_size", "learning_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the training; those of a preset are the preset's where not given."""
+
+    data: str = "mnist5k"
+    """Data set: mnist5k (embedded), mnist, cifar10, cifar100, tiny_imagenet."""
+    preset: str | None = None
+    """smoke, cpu-10min (digits), cpu-1h or h100-10min; default the CPU's."""
+    data_dir: Path | None = None
+    """Where prepared data lie; default the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    out: Path | None = None
+    """Run folder; default runs/accuracy-DATA-PRESET-seedSEED."""
+    seed: int = 0
+    """Seed of everything random."""
+    minutes: float | None = None
+    """Time from the start of the process to the report; inf sets no limit."""
+    epochs: int | None = None
+    """The most epochs that are trained, as far as they fit into the minutes."""
+    cell: str | None = None
+    """Cell, as '0>1:conv3 1>3:conv5 0>3:skip' or SNASNet's four words."""
+    channels: int | None = None
+    """Width C."""
+    time_steps: int | None = None
+    """T."""
+    stem_stride: int | None = None
+    """1 or 2."""
+    head: str | None = None
+    """gap or snasnet."""
+    dropout: float | None = None
+    """Before the head."""
+    norm: str | None = None
+    """over_time (tdBN) or per_step."""
+    batch_size: int | None = None
+    """Images a step."""
+    learning_rate: float | None = None
+    """The largest of the schedule."""
+    limit_train: int | None = None
+    """Training images."""
+    limit_validation: int | None = None
+    """Validation images."""
+    limit_test: int | None = None
+    """Test images."""
+    compilation_cache: str | None = "off"
+    """Folder of compiled programs, reused by later runs. Off unless given: the plan takes compiling the training
+    to last as long as compiling the timed steps did, which a folder that holds the latter would belie."""
+
+
+def settings(options: Options) -> tuple[str, Timed]:
+    """Name of the preset, and its settings with what the command line changes."""
+    name = options.preset or _DEFAULTS.get(options.data, "cpu-1h")
+    preset = get_timed_preset(options.data, name)
+    fields = {field.name for field in dataclasses.fields(preset)} - {"training"}
+    given: dict[str, Any] = {
+        field: value for field in (*fields, *_OF_RECIPE) if (value := getattr(options, field, None)) is not None
+    }
+    if given.get("minutes") == math.inf:
+        given["minutes"] = None
+    training = dataclasses.replace(
+        preset.training, **{field: given.pop(field) for field in _OF_RECIPE if field in given}
+    )
+    return name, dataclasses.replace(preset, training=training, **given)
+
+
+def accuracy(options: Options) -> None:
+    """Trains, tests once, and prints the accuracies."""
+    name, preset = settings(options)
+    task = timed_training.open_task(
+        options.data, name, preset, seed=options.seed, data_dir=options.data_dir, say=cli.say
+    )
+    cli.say(f"data: {task.data.source}")
+    out = options.out or Path("runs") / f"accuracy-{options.data}-{name}-seed{options.seed}"
+    result = timed_training.train_in_time(task, out)
+    Console().print(
+        f"{options.data}: validation {100 * result['validation_accuracy']:.2f} %, "
+        f"test {100 * result['test_accuracy']:.2f} %, {result['parameters']:,} parameters, T = {preset.time_steps}, "
+        f"{result['epochs']} epochs; report: {out / 'report.md'}"
+    )
+
+
+if __name__ == "__main__":
+    cli.main(Options, accuracy, __doc__ or "")
