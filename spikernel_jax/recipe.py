@@ -23,6 +23,7 @@ SCHEDULES = ("cosine", "one_cycle")
 LOSSES = ("mean", "tet")
 MIXES = ("none", "mixup", "cutmix")
 DECAYED = ("all", "kernels")
+PRECISIONS = ("float32", "bfloat16")
 
 # Fields of `TrainConfig`. Epochs, batch size and the learning rate of SGD are a preset's; a recipe of another optimiser
 # sets a learning rate of its own.
@@ -80,6 +81,8 @@ class TrainConfig:
       mix: ``"none"``, ``"mixup"`` or ``"cutmix"``.
       mix_alpha: of the Beta distribution that shares are drawn from.
       decayed: ``"all"`` parameters, or the ``"kernels"`` alone.
+      precision: of spikes and weights where convolutions multiply them: ``"float32"``, or ``"bfloat16"``, whose
+        products are summed in float32. Norms, membranes, the loss and the weights that are updated stay in float32.
       ema: decay a step of the moving average of weights and statistics that is evaluated and exported; 0 is none.
 
     Raises:
@@ -105,6 +108,7 @@ class TrainConfig:
     mix_alpha: float = 1.0
     decayed: str = "all"
     ema: float = 0.0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         """Refuses what cannot be trained with."""
@@ -124,7 +128,14 @@ class TrainConfig:
         for name in ("padding", "cutout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        known = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "loss": LOSSES, "mix": MIXES, "decayed": DECAYED}
+        known = {
+            "optimiser": OPTIMISERS,
+            "schedule": SCHEDULES,
+            "loss": LOSSES,
+            "mix": MIXES,
+            "decayed": DECAYED,
+            "precision": PRECISIONS,
+        }
         for name, values in known.items():
             if (value := getattr(self, name)) not in values:
                 raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(values)}")

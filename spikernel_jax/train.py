@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spikernel_jax import files, network, recipe
+from spikernel_jax import files, network, parallel, recipe
 from spikernel_jax.checkpoint import training_checkpoints
 from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
 from spikernel_jax.model import Model, eval_logits, hashable
@@ -28,6 +28,9 @@ from spikernel_jax.spec import NetworkSpec, spec_to_json
 from spikernel_jax.stopping import StopRequest, stop_signals
 
 Array = jax.Array
+
+
+_STEPS_A_CALL = 32  # at most; a second or less on an accelerator
 
 
 class TrainingDivergedError(ValueError):
@@ -57,59 +60,100 @@ class _Recipe:
     total_steps: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    devices: jax.sharding.Mesh
 
     def start(self, key: Array) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step, on all devices."""
         params, stats = network.init(key, self.spec, self.genotype)
         average = jax.tree.map(jnp.copy, (params, stats)) if self.config.ema else ()  # states are donated
         moments = recipe.optimiser(self.config, self.total_steps).init(params)
-        return TrainState(params, stats, moments, average, jnp.int32(0), jnp.float32(0), jnp.int32(0))
+        state = TrainState(params, stats, moments, average, jnp.int32(0), jnp.float32(0), jnp.int32(0))
+        return parallel.to_all(self.devices, state)
 
 
 @functools.partial(jax.jit, static_argnames=("plan",), donate_argnames=("state",))
-def _train_step(
+def _train_steps(
+    plan: _Recipe, state: TrainState, key: Array, images: Array, labels: Array, chosen_SB: Array
+) -> tuple[TrainState, Array]:
+    """Some steps; returns the new state and the mean losses, [S]."""
+    return jax.lax.scan(lambda state, chosen_B: _step(plan, state, key, images, labels, chosen_B), state, chosen_SB)
+
+
+def _step(
     plan: _Recipe, state: TrainState, key: Array, images: Array, labels: Array, chosen_B: Array
 ) -> tuple[TrainState, Array]:
-    """One step; returns the new state and the mean loss."""
     config = plan.config
     drawn, mask = jax.random.split(jax.random.fold_in(key, state.step))
     y = labels[chosen_B]
     x, targets_BK = recipe.inputs(config, drawn, images[chosen_B], y, plan.spec.num_classes, plan.mean, plan.std)
     keep = network.dropout_mask(mask, plan.spec, len(chosen_B))
-
-    def loss(params: network.Params) -> Any:
-        out = network.apply(plan.spec, plan.genotype, params, x, stats=state.stats, train=True, dropout_keep=keep)
-        return recipe.loss(config, out.logits_TBK, targets_BK), (out.stats, (out.logits_BK.argmax(-1) == y).sum())
-
-    (value, (stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    differentiated = parallel.shared(plan.devices, functools.partial(_differentiated, plan), whole=2, out=False)
+    value, stats, right, grads = differentiated(state.params, state.stats, x, y, targets_BK, keep)
     updates, moments = recipe.optimiser(config, plan.total_steps).update(grads, state.optimiser, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     average = recipe.averaged(config, state.average, (params, stats), state.step) if config.ema else ()
-    new = TrainState(
-        params, stats, moments, average, state.step + 1, state.loss_sum + value, state.right + right.astype(jnp.int32)
-    )
+    new = TrainState(params, stats, moments, average, state.step + 1, state.loss_sum + value, state.right + right)
     return new, value
+
+
+def _differentiated(
+    plan: _Recipe, params: network.Params, stats: network.Stats, x: Array, y: Array, targets_BK: Array, keep: Any
+) -> tuple[Array, network.Stats, Array, network.Params]:
+    """Mean loss, running statistics, images classified rightly and gradients, of the batch, from a device's part."""
+    spike_dtype = jnp.bfloat16 if plan.config.precision == "bfloat16" else None
+
+    def loss(params: network.Params) -> Any:
+        out = network.apply(
+            plan.spec,
+            plan.genotype,
+            params,
+            x,
+            stats=stats,
+            train=True,
+            dropout_keep=keep,
+            spike_dtype=spike_dtype,
+            axis_name=parallel.BATCH,
+        )
+        right = (out.logits_BK.argmax(-1) == y).sum(dtype=jnp.int32)
+        return recipe.loss(plan.config, out.logits_TBK, targets_BK), (out.stats, right)
+
+    (value, (stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    value, grads = jax.lax.pmean((value, grads), parallel.BATCH)
+    return value, stats, jax.lax.psum(right, parallel.BATCH), grads
+
+
+@functools.partial(jax.jit, static_argnames=("devices", "spec", "genotype"))
+def _rights(
+    devices: jax.sharding.Mesh, spec: NetworkSpec, genotype: Any, arrays: Any, x: Array, labels_B: Array
+) -> Array:
+    """Whether each image is classified rightly, [B]."""
+
+    def of_part(arrays: Any, x: Array, labels_B: Array) -> Array:
+        return eval_logits(spec, genotype, *arrays, x).argmax(-1) == labels_B
+
+    return parallel.shared(devices, of_part, whole=1, out=True)(arrays, x, labels_B)
 
 
 def evaluate(model: Model, split: Split, batch_size: int = 256) -> float:
     """Accuracy (0 to 1) of a model on a split, by running statistics."""
+    size = min(batch_size, len(split.labels))
+    devices = parallel.devices_for(size)
+    arrays = parallel.to_all(devices, (model.params, model.stats))
     right = 0
-    for images, labels in _batches(split, batch_size):
-        logits = eval_logits(
-            model.spec, model.genotype, model.params, model.stats, normalise(images, model.mean, model.std)
-        )
-        right += int((np.asarray(logits.argmax(-1))[: len(labels)] == labels).sum())
+    for images, labels in _batches(split, size):
+        x = normalise(images, model.mean, model.std)
+        given = np.resize(labels, size)  # what pads a batch is not counted
+        right += int(_rights(devices, model.spec, model.genotype, arrays, x, given)[: len(labels)].sum())
     return right / len(split.labels)
 
 
 def _batches(split: Split, size: int) -> Any:
     """(uint8 images, labels) batch by batch; the last images are padded, so that one program serves all."""
-    size = min(size, len(split.labels))
     for start in range(0, len(split.labels), size):
         images, labels = split.images[start : start + size], split.labels[start : start + size]
         if len(labels) < size:
             images = np.concatenate([images, np.repeat(images[:1], size - len(labels), 0)])
-        yield jnp.asarray(images), labels
+        yield images, labels
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "genotype"))
@@ -121,7 +165,7 @@ def _site_spikes(spec: NetworkSpec, genotype: Any, params: Any, stats: Any, imag
 def measure_spikes(model: Model, split: Split, batch_size: int = 256) -> dict[str, float]:
     """Mean number of spikes of one image over all time steps, by LIF site, on a split."""
     total: dict[str, float] = {}
-    for images, labels in _batches(split, batch_size):
+    for images, labels in _batches(split, min(batch_size, len(split.labels))):
         x = normalise(images, model.mean, model.std)
         for site, counts_B in _site_spikes(model.spec, model.genotype, model.params, model.stats, x).items():
             total[site] = total.get(site, 0.0) + float(np.asarray(counts_B)[: len(labels)].sum())
@@ -176,7 +220,8 @@ def train(
     spec.codes(codes)
     _check_fit(spec, data, config)
     steps = len(data.train.labels) // config.batch_size
-    plan = _Recipe(spec, codes, config, config.epochs * steps, data.mean, data.std)
+    devices = parallel.devices_for(config.batch_size)
+    plan = _Recipe(spec, codes, config, config.epochs * steps, data.mean, data.std, devices)
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
     state = plan.start(init_key)
@@ -201,9 +246,10 @@ def train(
 
     log = Path(folder) / "metrics.jsonl"
     with training_checkpoints(Path(folder) / "state", fingerprint) as checkpoints, stop_signals() as stop:
-        step, state = checkpoints.restore(state, say)
+        step, state = checkpoints.restore(parallel.to_one(state), say)
         if step < plan.total_steps:
             checkpoints.check_room(state)
+        state = parallel.to_all(devices, state)
         files.truncate_jsonl(log, lambda record: _epoch_of(record, log) <= step // steps)
         for epoch in range(step // steps, config.epochs):
             try:
@@ -215,7 +261,7 @@ def train(
                 files.append_jsonl(log, record := work.metrics(state, epoch))
                 if progress:
                     progress(record)
-            checkpoints.save(int(state.step), state)
+            checkpoints.save(int(state.step), parallel.to_one(state))
             stop.check()
     records = files.read_jsonl(log) if log.exists() else []
     if not records or _epoch_of(records[-1], log) != config.epochs:
@@ -241,37 +287,49 @@ def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
         )
 
 
+def _steps_a_call(steps: int) -> int:
+    """How many of an epoch's steps one call of the compiled program makes, all calls as many.
+
+    A step takes a CPU so long that calls cost nothing, and a signal need not wait for more of them.
+    """
+    most = 1 if jax.default_backend() == "cpu" else _STEPS_A_CALL
+    return next(number for number in range(min(most, steps), 0, -1) if steps % number == 0)
+
+
 class _Work:
-    """One training: its data on the device, epoch by epoch."""
+    """One training: its data on the devices, epoch by epoch."""
 
     def __init__(self, plan: _Recipe, data: Dataset, order_key: Array, step_key: Array):
         self._plan, self._data, self._order_key, self._step_key = plan, data, order_key, step_key
-        self._images, self._labels = jnp.asarray(data.train.images), jnp.asarray(data.train.labels)
+        self._images, self._labels = parallel.to_all(plan.devices, (data.train.images, data.train.labels))
         self._started = time.perf_counter()
 
     def model(self, state: TrainState, metrics: dict[str, Any]) -> Model:
         """What the state is worth: its moving average, where the recipe has one."""
         plan = self._plan
-        params, stats = state.average or (state.params, state.stats)
+        params, stats = parallel.to_one(state.average or (state.params, state.stats))
         return Model(plan.spec, plan.genotype, params, stats, plan.mean, plan.std, metrics)
 
     def epoch(self, state: TrainState, epoch: int, stop: StopRequest | None = None) -> TrainState:
         """The state after an epoch that may have begun already, or where it was told to stop."""
         self._started = time.perf_counter()
-        size = self._plan.config.batch_size
+        plan, size = self._plan, self._plan.config.batch_size
         order = np.asarray(epoch_batches(jax.random.fold_in(self._order_key, epoch), len(self._labels), size))
         begun = int(state.step) - epoch * len(order)
         if not begun:
-            state = dataclasses.replace(state, loss_sum=jnp.float32(0), right=jnp.int32(0))
-        losses = []
-        for chosen_B in order[begun:]:
-            state, value = _train_step(self._plan, state, self._step_key, self._images, self._labels, chosen_B)
-            losses.append(value)
-            if len(losses) > 1 and not math.isfinite(float(losses[-2])):  # one step late: the device never waits
+            zeros = parallel.to_all(plan.devices, (jnp.float32(0), jnp.int32(0)))
+            state = dataclasses.replace(state, loss_sum=zeros[0], right=zeros[1])
+        together = _steps_a_call(len(order))
+        losses: list[Array] = []
+        for first in range(begun, len(order), together):
+            chosen_SB = order[first : first + together]
+            state, values = _train_steps(plan, state, self._step_key, self._images, self._labels, chosen_SB)
+            losses.append(values)
+            if len(losses) > 1 and not np.isfinite(losses[-2]).all():  # a call late: the device never waits
                 break
             if stop and stop.requested:
                 break
-        self._check_finite(state, epoch, [float(value) for value in losses], epoch * len(order) + begun)
+        self._check_finite(state, epoch, np.concatenate(losses).tolist(), epoch * len(order) + begun)
         return state
 
     def _check_finite(self, state: TrainState, epoch: int, losses: list[float], first_step: int) -> None:

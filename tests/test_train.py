@@ -114,13 +114,13 @@ def test_spikes_do_not_depend_on_the_batch(model):
 
 def test_a_loss_that_is_no_number_stops_at_once(tmp_path, monkeypatch):
     steps = []
-    step = training._train_step
+    step = training._train_steps
 
     def counted(*arguments: Any) -> Any:
         steps.append(1)
         return step(*arguments)
 
-    monkeypatch.setattr(training, "_train_step", counted)
+    monkeypatch.setattr(training, "_train_steps", counted)
     config = TrainConfig(epochs=50, batch_size=4, learning_rate=1e30)
     with pytest.raises(training.TrainingDivergedError, match=r"the loss is (nan|inf) at step \d+") as error:
         run(tmp_path, config=config)
@@ -188,9 +188,9 @@ def counted(function, before):
         return function(*arguments)
     return call
 if moment == "step":
-    t.training._train_step = counted(t.training._train_step, die)
+    t.training._train_steps = counted(t.training._train_steps, die)
 elif moment == "asked":
-    t.training._train_step = counted(t.training._train_step, ask)
+    t.training._train_steps = counted(t.training._train_steps, ask)
 elif moment == "before save":
     TrainingCheckpoints.save = counted(TrainingCheckpoints.save, die)
 else:
@@ -253,7 +253,7 @@ def test_asked_to_stop_it_saves_within_the_epoch_and_goes_on_to_the_same_weights
 
 
 def test_a_finished_run_is_not_trained_again(model, saved, monkeypatch):
-    monkeypatch.setattr(training, "_train_step", None)
+    monkeypatch.setattr(training, "_train_steps", None)
     before = (saved / "metrics.jsonl").read_bytes()
     again = run(saved)
     assert_same_weights(again, model)
@@ -345,7 +345,7 @@ def test_metrics_that_do_not_fit_the_checkpoint_are_one_line(log, words, saved, 
 
 def test_weights_that_the_last_update_breaks_are_not_saved(tmp_path, monkeypatch):
     """The loss of a step is that before its update, so it tells nothing of the last one."""
-    step, last = training._train_step, 2 * (70 // 16)
+    step, last = training._train_steps, 2 * (70 // 16)
 
     def breaking(*arguments: Any) -> Any:
         state, loss = step(*arguments)
@@ -353,7 +353,7 @@ def test_weights_that_the_last_update_breaks_are_not_saved(tmp_path, monkeypatch
             state = state.replace(params=jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), state.params))
         return state, loss
 
-    monkeypatch.setattr(training, "_train_step", breaking)
+    monkeypatch.setattr(training, "_train_steps", breaking)
     config = TrainConfig(epochs=2, batch_size=16)
     with pytest.raises(
         training.TrainingDivergedError, match=r"not finite after epoch 2: .*checkpoint: step 4"

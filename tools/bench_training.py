@@ -43,14 +43,14 @@ import peers_training
 from bench_common import Settings, filled, report, say, seconds_of, table
 from numpy.typing import ArrayLike
 
-from spikernel_jax import cli, neurons
+from spikernel_jax import cli, neurons, parallel
 from spikernel_jax.data import normalise
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.model import hashable
 from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import TrainState, _Recipe, _train_step
+from spikernel_jax.train import TrainState, _Recipe, _train_steps
 from spikernel_jax.work import necessary_work
 
 Section = Literal["ours", "peers", "conventional"]
@@ -203,12 +203,13 @@ def compiled_step(
       seed: of weights and dropout.
     """
     codes = hashable(genotype)
-    plan = _Recipe(spec, codes, config, 1_000_000, MEAN, STD)  # so long a cosine is a constant
+    devices = parallel.devices_for(len(labels))
+    plan = _Recipe(spec, codes, config, 1_000_000, MEAN, STD, devices)  # so long a cosine is a constant
     init, key = jax.random.split(jax.random.key(seed))
     state = plan.start(init)
-    rest = (key, images, labels, jnp.arange(len(labels)))
-    compiled = _train_step.lower(plan, state, *rest).compile()
-    return Program(lambda state: compiled(state, *rest), 1, state, compiled, "float32")
+    rest = parallel.to_all(devices, (key, images, labels, jnp.arange(len(labels))[None]))
+    compiled = _train_steps.lower(plan, state, *rest).compile()
+    return Program(lambda state: compiled(state, *rest), 1, state, compiled, config.precision)
 
 
 def program_bytes(compiled: Any) -> int | None:
@@ -361,7 +362,7 @@ def _text(settings: Settings, results: dict[str, Any]) -> str:
     parts = [
         f"### Training step\n\nCell `{results['cell']}`, B = {options.batch}, {options.side}×{options.side} images, "
         f"10 classes, SNASNet's head with {options.hidden} hidden neurons, dropout 0.5; SGD, momentum 0.9, weight "
-        f"decay; {ours['precision']}, one device; {options.rounds} rounds in turns. Ceilings, the best of those "
+        f"decay; {ours['precision']}, the batch shared by {len(settings.devices)} devices; {options.rounds} rounds in turns. Ceilings, the best of those "
         f"measured before and after: matrix products {limits.float32 / 1e9:,.0f} GFLOP/s in float32, "
         f"{limits.bfloat16 / 1e9:,.0f} in bfloat16. FLOPs are those of convolutions and linear layers: 3 times the "
         f"forward pass's, the stem's 2 times.{peak}\n\n{table(header, rows)}"
@@ -395,8 +396,8 @@ def bench(options: Options) -> None:
     """Measures, prints tables, and writes the results."""
     began = time.perf_counter()
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-    devices = jax.local_devices()[:1]  # a step runs on one
-    options = filled(options, _DEFAULTS, devices[0].platform)
+    options = filled(options, _DEFAULTS, jax.default_backend())
+    devices = list(parallel.devices_for(options.batch).devices.flat)
     genotype = SPACE.prune(SPACE.parse(options.cell))
     settings = Settings(options, devices, ceilings.Ceilings(0, 0, 0))
     settings.network(SPACE, head="snasnet")  # refuses sizes that no network has
