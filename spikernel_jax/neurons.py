@@ -100,15 +100,15 @@ class NeuronSpec:
     def learned(self) -> dict[str, float]:
         """What each layer learns, by name, and where it starts; empty unless the spec says so.
 
-        `leak_logit` is w in ``1/tau = sigmoid(w)``, which keeps tau above 1. `threshold_log` is w in
-        ``v_threshold = floor + (start - floor) exp(w)``, start being the spec's threshold and floor the larger of
-        `v_reset` and 0, which keeps the threshold above both.
+        `leak_logit` is w in ``1/tau = sigmoid(w)``, which keeps tau above 1. `threshold_raw` is w in
+        ``v_threshold = floor + (start - floor) softplus(w) / log 2``, start being the spec's threshold and floor the
+        larger of `v_reset` and 0, which keeps the threshold above both; exp would overflow after one large gradient.
         """
         starts = {}
         if self.learn_tau:
             starts["leak_logit"] = -math.log(self.tau - 1)
         if self.learn_threshold:
-            starts["threshold_log"] = 0.0
+            starts["threshold_raw"] = 0.0
         return starts
 
 
@@ -137,15 +137,17 @@ def spike(spec: NeuronSpec, u: Array, *, at_threshold: bool = True) -> Array:
 
 
 def _lif_step(
-    spec: NeuronSpec, v_N: Array, x_N: Array, *, leak_logit: Array | None = None, threshold_log: Array | None = None
+    spec: NeuronSpec, v_N: Array, x_N: Array, *, leak_logit: Array | None = None, threshold_raw: Array | None = None
 ) -> tuple[Array, Array]:
     drive_N = x_N - (v_N - spec.v_reset)
     leaked_N = drive_N / spec.tau if leak_logit is None else drive_N * jax.nn.sigmoid(leak_logit).astype(x_N.dtype)
     v_N = v_N + leaked_N
     threshold: Any = spec.v_threshold
-    if threshold_log is not None:
+    if threshold_raw is not None:
         floor = max(spec.v_reset, 0.0)
-        threshold = (floor + (spec.v_threshold - floor) * jnp.exp(threshold_log)).astype(v_N.dtype)
+        threshold = (floor + (spec.v_threshold - floor) * jax.nn.softplus(threshold_raw) / math.log(2)).astype(
+            v_N.dtype
+        )
     spikes_N = spike(spec, v_N - threshold)
     fired_N = lax.stop_gradient(spikes_N)  # detached reset: no gradient through s here
     if spec.reset == "hard":

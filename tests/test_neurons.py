@@ -164,8 +164,8 @@ def away_from_start(spec):
     learning = dataclasses.replace(spec, learn_tau=True, learn_threshold=True)
     leak, growth = 0.4, -0.3
     floor = max(spec.v_reset, 0.0)
-    threshold = floor + (spec.v_threshold - floor) * math.exp(growth)
-    learned = {"leak_logit": np.float64(leak), "threshold_log": np.float64(growth)}
+    threshold = floor + (spec.v_threshold - floor) * math.log2(1 + math.exp(growth))
+    learned = {"leak_logit": np.float64(leak), "threshold_raw": np.float64(growth)}
     assert learned.keys() == learning.learned.keys()
     return learning, learned, dataclasses.replace(spec, tau=1 + math.exp(-leak), v_threshold=threshold)
 
@@ -196,10 +196,14 @@ def test_learning_starts_from_the_spec(spec):
 @pytest.mark.parametrize("spec", SPECS[3:], ids=str)
 def test_thresholds_stay_above_zero_and_reset_whatever_is_learned(spec):
     learning = away_from_start(spec)[0]
-    low = {"leak_logit": jnp.float32(-50), "threshold_log": jnp.float32(-8)}  # next to no leak: v stays where it is
+    low = {"leak_logit": jnp.float32(-50), "threshold_raw": jnp.float32(-8)}  # next to no leak: v stays where it is
     v0 = jnp.array([max(spec.v_reset, 0.0), spec.v_threshold])
     _, spikes = run(learning, v0, v0[None], low)
     assert spikes[0].tolist() == [0, 1]
+    for w in (-1e4, 1e4):  # one large gradient away: no NaN and no way of no return
+        extreme = {name: jnp.float32(w) for name in low}
+        v, slopes = jax.value_and_grad(lambda learned: run(learning, v0, v0[None], learned)[0].sum())(extreme)
+        assert np.isfinite([v, *slopes.values()]).all()
 
 
 @pytest.mark.parametrize("surrogate", ["atan", "triangle"])
@@ -230,8 +234,9 @@ def test_gradients_of_learned_scalars_equal_a_backward_pass_by_hand(spec, surrog
         by_rate += (g * (x[t] - ((after[t - 1] if t else v0) - spec.v_reset))).sum()
         g = g * (1 - rate)
     floor = max(spec.v_reset, 0.0)
+    slope = (spec.v_threshold - floor) / (1 + np.exp(-learned["threshold_raw"])) / math.log(2)
     np.testing.assert_allclose(grads["leak_logit"], by_rate * rate * (1 - rate), rtol=1e-9)
-    np.testing.assert_allclose(grads["threshold_log"], by_threshold * (same.v_threshold - floor), rtol=1e-9)
+    np.testing.assert_allclose(grads["threshold_raw"], by_threshold * slope, rtol=1e-9)
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
