@@ -117,10 +117,10 @@ def optimiser(config: TrainConfig, total_steps: int) -> optax.GradientTransforma
     """The optimiser of a training of so many steps."""
     inner = _optimiser(config, total_steps)
 
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         # Decay alone reads the values of parameters: seen as 0, neurons' scalars are not drawn to tau = 2.
         seen = jax.tree.map(lambda leaf: leaf if leaf.ndim else jnp.zeros_like(leaf), params)
-        return inner.update(grads, state, seen)
+        return inner.update(updates, state, seen)
 
     return optax.GradientTransformation(inner.init, update)
 

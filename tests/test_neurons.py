@@ -39,7 +39,7 @@ def inputs(seed=0, shape: tuple[int, ...] = (T, N), dtype: DTypeLike = np.float6
     return np.random.default_rng(seed).normal(0.8, 1.2, shape).astype(dtype)
 
 
-def at_start(spec, dtype: DTypeLike = np.float32):
+def at_start(spec, dtype: type = np.float32):
     """What a layer has learned before it has learned anything."""
     return {name: jnp.asarray(value, dtype) for name, value in spec.learned.items()}
 

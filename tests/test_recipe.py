@@ -1,5 +1,7 @@
 """Recipes: optimisers, schedules, losses and averages against their definitions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,10 +78,13 @@ def test_what_neurons_learn_is_moved_but_never_decayed(optimiser, decayed):
     transformation = recipe.optimiser(config, 10)
 
     def moved(gradient: float) -> dict[str, np.ndarray]:
-        params = {"last": {"scale": jnp.ones(3), "leak_logit": jnp.float32(1.5)}, "conv": {"kernel": jnp.ones((2, 3))}}
+        params: Any = {
+            "last": {"scale": jnp.ones(3), "leak_logit": jnp.float32(1.5)},
+            "conv": {"kernel": jnp.ones((2, 3))},
+        }
         grads = jax.tree.map(jnp.zeros_like, params)
         grads["last"]["leak_logit"] = jnp.float32(gradient)
-        updates, _ = transformation.update(grads, transformation.init(params), params)
+        updates: Any = transformation.update(grads, transformation.init(params), params)[0]
         return {name: np.asarray(leaf) for entry in updates.values() for name, leaf in entry.items()}
 
     still = moved(0.0)
