@@ -408,15 +408,21 @@ def test_what_neurons_learn_comes_on_top(name):
 def test_every_learned_scalar_has_a_gradient(name):
     spec, row = CASES[name]
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), bank(spec)[0])
-    _, grads = loss_and_grad(spec, jnp.asarray(row), params, jnp.asarray(images(spec), jnp.float32))
+    x = jnp.asarray(images(spec), jnp.float32)
+
+    def loss(params):
+        logits_BK = network.apply(spec, row, params, x, train=True).logits_BK
+        return (logits_BK * jnp.arange(spec.num_classes)).sum()
+
+    grads = jax.jit(jax.grad(loss))(params)
     for site in spec.sites(row):
         for scalar in spec.neuron.learned:
             assert np.isfinite(grads[site][scalar])
             assert grads[site][scalar] != 0, (site, scalar)
 
 
-@pytest.mark.parametrize("row", [[2, 0, 0, 3, 2, 0], [3, 2, 3, 2, 2, 3]])
-def test_shortcuts_of_spikes_change_nothing_without_shortcuts(row):
+def test_shortcuts_of_spikes_change_nothing_without_shortcuts():
+    row = [3, 2, 0, 2, 2, 3]
     spiking = dataclasses.replace(OVER_TIME, shortcut="spike")
     assert spiking.sites(row) == OVER_TIME.sites(row)
     jax.tree.map(np.testing.assert_array_equal, fixed(spiking, row), fixed(OVER_TIME, row))
