@@ -2,7 +2,7 @@
 
 Memory of a model on a device, all at the same width of `bits`::
 
-    weights   every parameter: convolutions, linear layers, batch norms' scale and bias
+    weights   every parameter: convolutions, linear layers, batch norms' scale and bias, what LIF layers learn
     state     one membrane potential a neuron of every LIF layer (edges that leave one node share a LIF),
               the stem's current, which every time step reads again, and a feedback cell's three feedbacks
     live      the largest of
@@ -19,7 +19,7 @@ on until the last node, or feedback, that reads it.
 Energy, after the field's 45 nm, 32-bit figures (Horowitz, ISSCC 2014): 4.6 pJ a multiply-accumulate (the
 stem, whose input is an image, computed once) and 0.9 pJ a synaptic operation. Synaptic operations are
 counted as spikes times fan-out (k·k·C_out for a convolution, borders included). Not counted: batch norm,
-sums, skips and average pooling.
+sums, skips and average pooling, whether these hand on currents or spikes.
 """
 
 from typing import NamedTuple
@@ -76,6 +76,7 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
     state = np.full(n, sizes[0], np.int64)  # the stem's current
     if spec.head == "snasnet":
         state += spec.head_hidden
+    sites = np.full(n, 2 + (spec.head == "snasnet"), np.int64)  # LIF layers: transition and last, a head's
     live = np.full(n, sum(sizes), np.int64)  # the transition, whose pooled output is cell 2's input
     convs = np.zeros(n, np.int64)
     sources, targets = np.array(space.edges).T
@@ -88,7 +89,9 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
         for k in space.kernel_sizes:
             weights[space.conv_code(k)] = _size(Layer(k, c, c, norm=True, bias=False))
         parameters += weights[codes_NE].sum(1)
-        fires_N4 = np.stack([conv_NE[:, sources == node].any(1) for node in range(4)], 1)
+        read_NE = spec.reads_spikes(codes_NE)
+        fires_N4 = np.stack([read_NE[:, sources == node].any(1) for node in range(4)], 1)
+        sites += fires_N4.sum(1)
         state += size * (fires_N4.sum(1) + 1 + 3 * space.feedback)  # the LIF after the cell is the 1
         used_NE = codes_NE != 0
         first = 0 if cell or space.feedback else 1  # a forward cell 1's node 0 is the stem's current
@@ -98,6 +101,7 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
                 later = (targets >= node) | (targets < earlier)
                 alive += used_NE[:, (sources == earlier) & later].any(1)
             live = np.maximum(live, size * alive)
+    parameters += len(spec.neuron.learned) * sites
     memory = -(-(parameters + state + live) * bits // 8)
     return Cost(parameters, state, live, memory, convs)
 
@@ -108,13 +112,13 @@ def _size(layer: Layer) -> int:
 
 
 def fan_out(spec: NetworkSpec, genotype: ArrayLike) -> dict[str, int]:
-    """Connections that one spike of each LIF site drives, for one genotype [E] or [2, E]."""
+    """Connections that one spike of each LIF site drives, for one genotype [E] or [2, E]; 0 of shortcuts alone."""
     space = spec.space
     result = {}
     for index, (cell, codes) in enumerate(zip(CELLS, spec.codes(np.asarray(genotype)), strict=True)):
         for (source, _), code in zip(space.edges, codes, strict=True):
-            if k := space.kernel_size(code):
-                site = f"{cell}.node{source}"
+            if spec.reads_spikes(code):
+                k, site = space.kernel_size(code) or 0, f"{cell}.node{source}"
                 result[site] = result.get(site, 0) + k * k * spec.cell_channels(index)
     result["transition"] = 9 * spec.cell_channels(1)
     result["last"] = spec.head_hidden if spec.head == "snasnet" else spec.outputs

@@ -111,6 +111,7 @@ def score_independently(
       ValueError: naming the argument.
     """
     proxies.get_score(score)
+    spec = proxies.scored_spec(spec)
     rows, images = checked_genotypes(genotypes, spec), np.asarray(pool)
     check_images(images)
     if rows.ndim != 2:

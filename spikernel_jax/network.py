@@ -5,7 +5,8 @@ weights exist. With a traced genotype, ``lax.switch`` picks it at run time, from
 the weights of every operation. A mixture (a supernet: [E, num_ops] weights) sums the operations of an
 edge by its weights. Nothing else differs.
 
-Source: Kim et al., ECCV 2022 (SNASNet), sections 3 and 4, and its public code.
+Sources: Kim et al., ECCV 2022 (SNASNet), sections 3 and 4, and its public code; Fang et al., ICCV 2021, for
+what LIF layers learn, and NeurIPS 2021, for shortcuts of spikes.
 """
 
 import zlib
@@ -21,7 +22,8 @@ from spikernel_jax import convolution, neurons, operations
 from spikernel_jax.spec import CELLS, NetworkSpec, layer_name
 
 Array = jax.Array
-Params = dict[str, dict[str, Array]]  # layer name -> {"kernel", "scale", "bias"}, those that it has
+# Layer name -> {"kernel", "scale", "bias"}, those that it has; LIF site -> what it learns. One name can be both.
+Params = dict[str, dict[str, Array]]
 Stats = dict[str, dict[str, Array]]  # layer name -> running {"mean", "var"}
 State = dict[str, Any]  # LIF site -> membrane potential; "<cell>.feedback" -> (f0, f1, f2)
 Observe = Callable[[Array], Any]  # spikes [T, B, ...] of one LIF layer -> pytree, leading axis T
@@ -72,12 +74,16 @@ def init(key: Array, spec: NetworkSpec, genotype: Any = None) -> tuple[Params, S
         elif layer.bias:
             entry["bias"] = jnp.zeros(layer.c_out)
         params[name] = entry
+    if learned := spec.neuron.learned:
+        for site in spec.sites(genotype):
+            params[site] = params.get(site, {}) | {name: jnp.float32(start) for name, start in learned.items()}
     return params, stats
 
 
 def subnetwork(spec: NetworkSpec, bank: dict[str, Any], genotype: Any) -> dict[str, Any]:
     """The part of a bank (parameters or statistics) that a fixed genotype uses."""
-    return {name: bank[name] for name in spec.layers(genotype) if name in bank}
+    names = spec.layers(genotype).keys() | spec.sites(genotype).keys()
+    return {name: entry for name, entry in bank.items() if name in names}
 
 
 def dropout_mask(key: Array, spec: NetworkSpec, batch: int) -> Array | None:
@@ -141,9 +147,9 @@ class Pass:
         x = convolution.conv(images_BHWC, self.params["stem"]["kernel"], self.spec.stem_stride)
         return self.norm("stem", x[None])[0]
 
-    def spikes(self, v_N: Array, x_TN: Array) -> tuple[Array, Array, Any]:
-        """Membranes after, spikes of, and record of a LIF layer."""
-        v_end, spikes = neurons.run(self.spec.neuron, v_N, x_TN)
+    def spikes(self, v_N: Array, x_TN: Array, learned: neurons.Learned | None = None) -> tuple[Array, Array, Any]:
+        """Membranes after, spikes of, and record of a LIF layer with these learned scalars."""
+        v_end, spikes = neurons.run(self.spec.neuron, v_N, x_TN, learned)
         if self.spike_dtype is not None:
             spikes = spikes.astype(self.spike_dtype)
         if not self.observe:
@@ -151,8 +157,12 @@ class Pass:
         spikes = lax.optimization_barrier(spikes)  # else XLA computes them anew for each reader
         return v_end, spikes, self.observe(spikes)
 
+    def learned(self, site: str) -> neurons.Learned | None:
+        """What a LIF layer has learned; None where the spec's neuron learns nothing."""
+        return {name: self.params[site][name] for name in self.spec.neuron.learned} or None
+
     def fire(self, site: str, x_TBN: Array) -> Array:
-        """Spikes of a LIF layer; zeros where no conv edge needs them."""
+        """Spikes of a LIF layer; zeros where no edge reads them."""
         v = self.state.get(site)
         v = jnp.zeros(x_TBN.shape[1:], x_TBN.dtype) if v is None else v
         calls = self.sites[site].calls if site in self.sites else 0
@@ -160,11 +170,12 @@ class Pass:
         if isinstance(calls, int):
             if calls == 0:
                 return silent
-            result = self.spikes(v, x_TBN)
-        else:  # traced: a node that no conv edge leaves costs nothing
-            idle = jax.eval_shape(self.spikes, v, x_TBN)[2]
+            result = self.spikes(v, x_TBN, self.learned(site))
+        else:  # traced: a node whose spikes no edge reads costs nothing
+            learned = self.learned(site)
+            idle = jax.eval_shape(self.spikes, v, x_TBN, learned)[2]
             idle = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), idle)
-            result = lax.cond(calls > 0, lambda: self.spikes(v, x_TBN), lambda: (v, silent, idle))
+            result = lax.cond(calls > 0, lambda: self.spikes(v, x_TBN, learned), lambda: (v, silent, idle))
         self.state[site], spikes, record = result
         if self.observe:
             self.records[site] = record
@@ -187,11 +198,12 @@ class Pass:
           position: of the edge in the space's order; says whose weights a convolution has.
           code: int, or traced; a zero of int type gives `total`.
           x: the source node's value, [T or 1, B, H, W, C].
-          spikes_TBHWC: the source node's spikes; read by convolutions only.
+          spikes_TBHWC: the source node's spikes; convolutions read them, and all else with shortcuts of spikes.
           steps: T.
           total: what other edges brought to the same node; None is nothing.
         """
         shape = (steps, *x.shape[1:])
+        handed_on = spikes_TBHWC.astype(x.dtype) if self.spec.shortcut == "spike" else x
 
         def added(y: Array) -> Array:
             return jnp.broadcast_to(y, shape) if total is None else total + y
@@ -203,9 +215,9 @@ class Pass:
             return self.norm(name, y) if isinstance(code, int) else self.normed(name, y)[0]
 
         makes = [
-            lambda: x,
+            lambda: handed_on,
             *[lambda k=k: conv(k) for k in self.spec.space.kernel_sizes],
-            lambda: operations.avgpool3(x),
+            lambda: operations.avgpool3(handed_on),
         ]
         if isinstance(code, int):
             return added(makes[code - 1]()) if code else total

@@ -4,14 +4,18 @@ A neuron model is a pure step ``(v_N, x_N) -> (v_N, spikes_N)``. `run` scans it 
 time axis, so that the same arithmetic serves layer-by-layer use (all time steps of one layer at
 once) and step-by-step use (``T = 1`` calls that carry the membrane potential along).
 
-Sources: Kim et al., ECCV 2022 (SNASNet), for the LIF; Fang et al., ICCV 2021, for the ATan surrogate;
-Heckel et al., spyx, for the second model.
+What a layer of neurons learns, a few scalars, comes to its step by name, so a step of a model that learns
+nothing takes none.
+
+Sources: Kim et al., ECCV 2022 (SNASNet), for the LIF; Fang et al., ICCV 2021, for the ATan surrogate and the
+learned time constant (PLIF); Heckel et al., spyx, for the second model.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +24,8 @@ from flax import nnx
 from jax import lax
 
 Array = jax.Array
-Step = Callable[["NeuronSpec", Array, Array], tuple[Array, Array]]
+Learned = Mapping[str, Array]  # a layer's learned scalars, by the names of `NeuronSpec.learned`
+Step = Callable[..., tuple[Array, Array]]  # (spec, v_N, x_N, **learned) -> (v_N, spikes_N)
 
 _SURROGATES: dict[str, tuple[float, Callable[[Array, float], Array]]] = {
     # name: (default scale alpha, derivative of the spike with respect to u = v - v_threshold)
@@ -45,6 +50,8 @@ class NeuronSpec:
       reset: ``"hard"`` sets v to `v_reset`, ``"soft"`` subtracts the threshold.
       surrogate: a name in `SURROGATES`.
       surrogate_scale: its slope alpha; None takes the surrogate's customary one.
+      learn_tau: whether each layer learns its time constant, from `tau` on (PLIF); the lif model only.
+      learn_threshold: whether each layer learns its threshold, from `v_threshold` on; the lif model only.
 
     Raises:
       ValueError: naming the field, its value, and what would be right.
@@ -57,6 +64,8 @@ class NeuronSpec:
     reset: str = "hard"
     surrogate: str = "atan"
     surrogate_scale: float | None = None
+    learn_tau: bool = False
+    learn_threshold: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what no neuron can be."""
@@ -79,6 +88,28 @@ class NeuronSpec:
                 f"reset={self.reset!r}, v_reset={self.v_reset}: the spyx_lif model has a soft reset only; "
                 "give reset='soft' and v_reset=0"
             )
+        for name, start in (("learn_tau", "tau"), ("learn_threshold", "v_threshold")):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name}={value!r} must be True or False")
+            if value and self.model != "lif":
+                raise ValueError(
+                    f"{name}={value}: the {self.model} model learns no {start}; give {name}=False, or model='lif'"
+                )
+
+    @property
+    def learned(self) -> dict[str, float]:
+        """What each layer learns, by name, and where it starts; empty unless the spec says so.
+
+        `leak_logit` is w in ``1/tau = sigmoid(w)``, which keeps tau above 1. `threshold_raw` is w in
+        ``v_threshold = floor + (start - floor) softplus(w) / log 2``, start being the spec's threshold and floor the
+        larger of `v_reset` and 0, which keeps the threshold above both; exp would overflow after one large gradient.
+        """
+        starts = {}
+        if self.learn_tau:
+            starts["leak_logit"] = -math.log(self.tau - 1)
+        if self.learn_threshold:
+            starts["threshold_raw"] = 0.0
+        return starts
 
 
 def surrogate_derivative(spec: NeuronSpec, u: Array) -> Array:
@@ -105,13 +136,23 @@ def spike(spec: NeuronSpec, u: Array, *, at_threshold: bool = True) -> Array:
     return activation(u)
 
 
-def _lif_step(spec: NeuronSpec, v_N: Array, x_N: Array) -> tuple[Array, Array]:
-    v_N = v_N + (x_N - (v_N - spec.v_reset)) / spec.tau
-    spikes_N = spike(spec, v_N - spec.v_threshold)
+def _lif_step(
+    spec: NeuronSpec, v_N: Array, x_N: Array, *, leak_logit: Array | None = None, threshold_raw: Array | None = None
+) -> tuple[Array, Array]:
+    drive_N = x_N - (v_N - spec.v_reset)
+    leaked_N = drive_N / spec.tau if leak_logit is None else drive_N * jax.nn.sigmoid(leak_logit).astype(x_N.dtype)
+    v_N = v_N + leaked_N
+    threshold: Any = spec.v_threshold
+    if threshold_raw is not None:
+        floor = max(spec.v_reset, 0.0)
+        threshold = (floor + (spec.v_threshold - floor) * jax.nn.softplus(threshold_raw) / math.log(2)).astype(
+            v_N.dtype
+        )
+    spikes_N = spike(spec, v_N - threshold)
     fired_N = lax.stop_gradient(spikes_N)  # detached reset: no gradient through s here
     if spec.reset == "hard":
         return jnp.where(fired_N > 0, jnp.asarray(spec.v_reset, v_N.dtype), v_N), spikes_N
-    return v_N - fired_N * spec.v_threshold, spikes_N
+    return v_N - fired_N * threshold, spikes_N
 
 
 def _spyx_lif_step(spec: NeuronSpec, v_N: Array, x_N: Array) -> tuple[Array, Array]:
@@ -131,31 +172,33 @@ NEURONS: dict[str, Step] = {"lif": _lif_step, "spyx_lif": _spyx_lif_step}
 
 # Compiled even when called alone: op by op, rounding would differ from that of a fused layer.
 @functools.partial(jax.jit, static_argnames=("spec",))
-def step(spec: NeuronSpec, v_N: Array, x_N: Array) -> tuple[Array, Array]:
+def step(spec: NeuronSpec, v_N: Array, x_N: Array, learned: Learned | None = None) -> tuple[Array, Array]:
     """One time step.
 
     Args:
       spec: the neuron.
       v_N: membrane potential, any shape.
       x_N: input current, same shape.
+      learned: the layer's scalars, each of shape []; None, or one that is missing, is as the spec says.
 
     Returns:
       The potential after the step, and the spikes (0 or 1), both of the same shape.
     """
-    return NEURONS[spec.model](spec, v_N, x_N)
+    return NEURONS[spec.model](spec, v_N, x_N, **(learned or {}))
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
-def run(spec: NeuronSpec, v_N: Array, x_TN: Array) -> tuple[Array, Array]:
+def run(spec: NeuronSpec, v_N: Array, x_TN: Array, learned: Learned | None = None) -> tuple[Array, Array]:
     """All time steps of one layer.
 
     Args:
       spec: the neuron.
       v_N: membrane potential before the first step; zeros for a new image.
       x_TN: input currents, time-major.
+      learned: the layer's scalars, as in `step`; the same at all time steps.
 
     Returns:
       The potential after the last step, and spikes_TN.
     """
     # T is small, and unrolled steps fuse into one pass over memory.
-    return lax.scan(lambda v, x: step(spec, v, x), v_N, x_TN, unroll=min(x_TN.shape[0], 8))
+    return lax.scan(lambda v, x: step(spec, v, x, learned), v_N, x_TN, unroll=min(x_TN.shape[0], 8))

@@ -54,11 +54,15 @@ def make_bank(key: Array, spec: NetworkSpec, seeds: int = 1) -> network.Params:
       seeds: R.
 
     Returns:
-      Weights of every operation on every edge, and of the rest of the network.
+      Weights of every operation on every edge, and of the rest of the network; nothing of what neurons learn,
+      since a score is of the spec's own.
+
+    Raises:
+      ValueError: on less than one bank, or a network that `proxies.scored_spec` refuses.
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds} must be at least 1")
-    return _draw_bank(key, spec, seeds)
+    return _draw_bank(key, proxies.scored_spec(spec), seeds)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "seeds"))  # op by op it takes seconds
@@ -209,6 +213,7 @@ class Scorer:
     ):
         """Arguments as those of `score_population`; `say` prints a line."""
         proxies.get_score(score)
+        spec = proxies.scored_spec(spec)
         self.seeds = len(bank["stem"]["kernel"])
         batches = np.asarray(images)
         batches = np.broadcast_to(batches, (self.seeds, *batches.shape)) if batches.ndim == 4 else batches
@@ -366,8 +371,8 @@ def score_population(
       Scores with standard errors over the R replicates.
 
     Raises:
-      ValueError: naming the argument: unknown score or method, rows that are no cells, images with NaN
-        or of another shape than the spec's, as many batches as banks.
+      ValueError: naming the argument: unknown score or method, a network that `proxies.scored_spec` refuses, rows
+        that are no cells, images with NaN or of another shape than the spec's, as many batches as banks.
     """
     rows = checked_genotypes(genotypes, spec)
     lanes = len(jax.local_devices() if devices is None else devices)

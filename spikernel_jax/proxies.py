@@ -16,6 +16,7 @@ form) or of N·rho (paper form), so the score of both is evaluated by the matrix
 which never adds the large mean(N) to the small R, and so keeps float32 accurate.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -72,6 +73,21 @@ def get_score(name: str) -> Score:
 def score_names() -> tuple[str, ...]:
     """Names of all registered scores, the default first."""
     return tuple(_SCORES)
+
+
+def scored_spec(spec: NetworkSpec) -> NetworkSpec:
+    """The network that a training-free score is of: with nothing learned yet, neurons are the spec's own, fixed.
+
+    Raises:
+      ValueError: where cells that the search takes for one function are not, because skips hand on spikes.
+    """
+    if spec.shortcut != "membrane":
+        raise ValueError(
+            f"shortcut={spec.shortcut!r}: scores and searches take skips for identities and average pooling for linear "
+            "(CellSpace.enumerate), which shortcuts of spikes are not; score with shortcut='membrane'"
+        )
+    neuron = dataclasses.replace(spec.neuron, learn_tau=False, learn_threshold=False)
+    return dataclasses.replace(spec, neuron=neuron)
 
 
 def normalised_hamming(spikes: Array) -> Array:

@@ -152,6 +152,7 @@ def score_supernets(
       ValueError: naming the argument.
     """
     proxies.get_score(score)
+    spec = proxies.scored_spec(spec)
     seeds, batches = len(bank["stem"]["kernel"]), jnp.asarray(images)
     if batches.ndim != 5 or len(batches) != seeds or batches.shape[2:] != spec.image_shape:
         raise ValueError(f"images have shape {batches.shape}; want [{seeds}, B, *{spec.image_shape}] for {seeds} banks")

@@ -66,7 +66,8 @@ class TrainConfig:
       learning_rate: the largest of the schedule.
       final_fraction: of the learning rate, where the cosine ends.
       momentum: of SGD; Adam's first and Muon's beta.
-      weight_decay: of `decayed` parameters; before the momentum with SGD, decoupled with AdamW and Muon.
+      weight_decay: of `decayed` parameters; before the momentum with SGD, decoupled with AdamW and Muon. What
+        neurons learn, scalars, is never decayed.
       padding: of the random crop, in pixels.
       flip: random horizontal flips.
       optimiser: ``"sgd"``, ``"nesterov"``, ``"adamw"``, or ``"muon"`` (Jordan et al. 2024; kernels as matrices of
@@ -156,6 +157,17 @@ def learning_rates(config: TrainConfig, total_steps: int) -> optax.Schedule:
 
 def optimiser(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimiser of a training of so many steps."""
+    inner = _optimiser(config, total_steps)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        # Decay alone reads the values of parameters: seen as 0, neurons' scalars are not drawn to tau = 2.
+        seen = jax.tree.map(lambda leaf: leaf if leaf.ndim else jnp.zeros_like(leaf), params)
+        return inner.update(updates, state, seen)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _optimiser(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
     rates = learning_rates(config, total_steps)
     mask: Any = _kernels if config.decayed == "kernels" else None
     if config.optimiser == "adamw":

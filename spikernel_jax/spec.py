@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikernel_jax.forms import FIRST_CONV
+from spikernel_jax.forms import FIRST_CONV, SKIP, ZERO
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.operations import NORMS
 
 HEADS = ("snasnet", "gap")
+SHORTCUTS = ("membrane", "spike")
 CELLS: tuple[str, str] = ("cell1", "cell2")
 Codes = Sequence[Any]  # one operation code an edge: ints (fixed genotype) or traced scalars
 
@@ -27,7 +28,7 @@ class Layer(NamedTuple):
 
 
 class Site(NamedTuple):
-    """A LIF layer: its neurons in one image, and for how many conv edges it stands.
+    """A LIF layer: its neurons in one image, and for how many edges that read spikes it stands.
 
     Edges that leave the same node see the same LIF output, so one site serves them all; SNASNet has
     a LIF for every conv edge, hence `calls` (an int, or traced) in everything that counts LIF calls.
@@ -56,6 +57,8 @@ class NetworkSpec:
       head_hidden: hidden neurons of the snasnet head.
       neurons_per_class: output neurons a class of the snasnet head.
       dropout: rate before the head's first linear layer, one mask for all time steps.
+      shortcut: what skips and average pooling hand on of their source node: its current, ``"membrane"``
+        (SNASNet), or its LIF's spikes, ``"spike"`` (spike-element-wise addition: Fang et al., NeurIPS 2021).
 
     Raises:
       ValueError: naming the field, its value, and what would be right.
@@ -74,6 +77,7 @@ class NetworkSpec:
     head_hidden: int = 128
     neurons_per_class: int = 10
     dropout: float = 0.0
+    shortcut: str = "membrane"
 
     def __post_init__(self) -> None:
         """Refuses what no network can be."""
@@ -91,6 +95,8 @@ class NetworkSpec:
             raise ValueError(f"norm={self.norm!r} is unknown; known: {', '.join(NORMS)}")
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r} is unknown; known: {', '.join(HEADS)}")
+        if self.shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut={self.shortcut!r} is unknown; known: {', '.join(SHORTCUTS)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
         if self.norm == "over_time" and self.space.feedback:
@@ -160,14 +166,19 @@ class NetworkSpec:
         """Whether a code is a convolution; bool for an int, elementwise for an array, traced or not."""
         return (code >= FIRST_CONV) & (code < self.space.avgpool)
 
-    def conv_count(self, code: Any) -> Any:
-        """How many convolutions an edge holds: 0 or 1 for a code, for a mixture's weights those above 0."""
+    def reads_spikes(self, code: Any) -> Any:
+        """Whether an operation reads its source node's LIF; bool for an int, elementwise for an array."""
+        return code != ZERO if self.shortcut == "spike" else self.is_conv(code)
+
+    def lif_calls(self, code: Any) -> Any:
+        """How many operations of an edge read spikes: 0 or 1 for a code, for a mixture's weights those above 0."""
         if np.ndim(code) == 1:
-            return (code[FIRST_CONV : self.space.avgpool] > 0).sum()
-        return self.is_conv(code) + 0
+            read = code[SKIP:] if self.shortcut == "spike" else code[FIRST_CONV : self.space.avgpool]
+            return (read > 0).sum()
+        return self.reads_spikes(code) + 0
 
     def fixed_layers(self) -> dict[str, Layer]:
-        """Layers outside the cells."""
+        """Layers outside the cells, without what LIF layers learn."""
         c, c2, c_image = self.channels, 2 * self.channels, self.image_shape[2]
         layers = {
             "stem": Layer(3, c_image, c, norm=True, bias=False),
@@ -183,10 +194,11 @@ class NetworkSpec:
         return layers
 
     def layers(self, genotype: Any = None) -> dict[str, Layer]:
-        """Every layer that has parameters, by name: of one genotype, or of the whole bank if None.
+        """Every layer that has weights or a norm, by name: of one genotype, or of the whole bank if None.
 
         The bank holds one convolution for each (cell, edge, kernel size), named like
-        ``cell1.e01.conv3``; a genotype's layers are a subset of the bank's.
+        ``cell1.e01.conv3``; a genotype's layers are a subset of the bank's. What LIF layers learn
+        (`NeuronSpec.learned`) comes on top, for each of `sites`.
         """
         layers = self.fixed_layers()
         pair = (None, None) if genotype is None else self.codes(genotype)
@@ -198,15 +210,17 @@ class NetworkSpec:
                         layers[layer_name(cell, edge, k)] = Layer(k, c, c, norm=True, bias=False)
         return layers
 
-    def sites(self, genotype: Any) -> dict[str, Site]:
-        """Every LIF layer by name, for a fixed or a traced genotype."""
+    def sites(self, genotype: Any = None) -> dict[str, Site]:
+        """Every LIF layer by name, for a fixed or a traced genotype, or of the whole bank if None."""
         sites = {}
-        for index, (cell, codes) in enumerate(zip(CELLS, self.codes(genotype), strict=True)):
+        every = (FIRST_CONV,) * len(self.space.edges)  # in the bank, every edge can read spikes
+        pair = (every, every) if genotype is None else self.codes(genotype)
+        for index, (cell, codes) in enumerate(zip(CELLS, pair, strict=True)):
             h, w = self.cell_size(index)
             c = self.cell_channels(index)
             for node in range(4):
                 calls = sum(
-                    self.conv_count(code)
+                    self.lif_calls(code)
                     for code, (source, _) in zip(codes, self.space.edges, strict=True)
                     if source == node
                 )

@@ -24,6 +24,7 @@ from spikernel_jax.spec import NetworkSpec
 ROOT = Path(__file__).resolve().parents[1]
 FORWARD, FEEDBACK = CellSpace((1, 5)), CellSpace((3,), feedback=True)
 SPYX = NeuronSpec("spyx_lif", tau=2.0, reset="soft")
+PLIF = NeuronSpec(learn_tau=True, learn_threshold=True)
 CASES: dict[str, tuple[NetworkSpec, Any]] = {
     "gap": (NetworkSpec((6, 6, 3), 3, FORWARD, channels=2, time_steps=2), (2, 0, 0, 3, 3, 0)),
     "snasnet head": (
@@ -40,6 +41,10 @@ CASES: dict[str, tuple[NetworkSpec, Any]] = {
         ((0, 0, 0, 2, 0, 0), (1, 0, 0, 3, 4, 0)),
     ),
     "spyx neuron": (NetworkSpec((6, 6, 1), 3, FORWARD, channels=1, time_steps=2, neuron=SPYX), (0, 0, 0, 2, 0, 0)),
+    "learning neurons": (
+        NetworkSpec((6, 6, 1), 3, FORWARD, channels=1, time_steps=2, neuron=PLIF, shortcut="spike"),
+        (1, 0, 0, 2, 4, 0),
+    ),
 }  # fmt: skip
 METRICS = {"test_accuracy": 0.1 + 0.2, "epoch": 7, "source": "noise", "config": {"padding": 0}, "none": None}
 

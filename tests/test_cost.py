@@ -9,9 +9,14 @@ import pytest
 
 from spikernel_jax import cost, network, operations
 from spikernel_jax.genotype import CellSpace
+from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.spec import NetworkSpec
 
 KEY = jax.random.key(0)
+LEARNING = NeuronSpec(learn_tau=True, learn_threshold=True)
+KINDS = pytest.mark.parametrize(
+    "kind", [{}, {"neuron": LEARNING, "shortcut": "spike"}, {"neuron": NeuronSpec(learn_tau=True)}], ids=str
+)
 SPACES = {
     "pair": CellSpace((1, 3)),
     "four": CellSpace((1, 3, 5, 7)),
@@ -48,7 +53,8 @@ def oracle_cell(spec: NetworkSpec, cell: int, row: list[int]) -> tuple[int, int]
     held = dict(zip(space.edges, row, strict=True))
     convs = {edge for edge, code in held.items() if space.kernel_size(code)}
     size = spec.cell_size(cell)[0] * spec.cell_size(cell)[1] * spec.cell_channels(cell)
-    kept = len({source for source, _ in convs}) + (3 if space.feedback else 0)
+    reading = {edge for edge, code in held.items() if code} if spec.shortcut == "spike" else convs
+    kept = len({source for source, _ in reading}) + (3 if space.feedback else 0)
 
     reads = [  # which earlier values each event reads, in the order of computation
         (f"node{target}", [s for s in range(target) if held[s, target]]) for target in (1, 2, 3)
@@ -84,9 +90,10 @@ def oracle(spec: NetworkSpec, pair: np.ndarray) -> tuple[int, int]:
 
 @pytest.mark.parametrize("head", ["gap", "snasnet"])
 @pytest.mark.parametrize("name", SPACES)
-def test_costs_equal_counts_of_arrays_and_simulated_liveness(name, head):
+@KINDS
+def test_costs_equal_counts_of_arrays_and_simulated_liveness(name, head, kind):
     space = SPACES[name]
-    spec = make_spec(space, head, stem_stride=2 if name == "four" else 1)
+    spec = make_spec(space, head, stem_stride=2 if name == "four" else 1, **kind)
     singles = np.concatenate([raw_rows(space, 12, 1), space.sample(KEY, 12)])
     pairs = np.stack([raw_rows(space, 12, 2), raw_rows(space, 12, 3)], 1)
     for rows in (singles, pairs):
@@ -102,9 +109,10 @@ def test_costs_equal_counts_of_arrays_and_simulated_liveness(name, head):
     assert all(field.dtype == np.int64 for field in got)
 
 
-def test_state_equals_the_state_that_a_pass_keeps():
+@KINDS
+def test_state_equals_the_state_that_a_pass_keeps(kind):
     space = SPACES["feedback"]
-    spec = make_spec(space, "snasnet")
+    spec = make_spec(space, "snasnet", **kind)
     rows = raw_rows(space, 3, 5)
     for row in rows:
         params, stats = network.init(KEY, spec, row)
@@ -140,6 +148,20 @@ def test_live_is_that_of_the_worst_of_cells_and_transition(feedback, first, seco
     space = SPACES["feedback"] if feedback else SPACES["pair"]
     pair = np.stack([space.parse(first), space.parse(second)])
     assert cost.costs(make_spec(space), pair[None]).live.tolist() == [live]
+
+
+def test_shortcuts_of_spikes_cost_membranes_and_learned_scalars_parameters():
+    space = SPACES["pair"]
+    rows = np.stack([space.parse(LONE), space.parse(CHAIN), space.parse("0>3:conv3")])
+    plain, got = (
+        cost.costs(make_spec(space, **kind), rows, bits=16) for kind in ({}, {"neuron": LEARNING, "shortcut": "spike"})
+    )
+    nodes = np.array([1, 3, 1])  # that hand on spikes, in each cell
+    assert (got.state - plain.state == (CELL1 + CELL2) * (nodes - [0, 0, 1])).all()
+    assert (got.parameters - plain.parameters == 2 * (2 * nodes + 2)).all()
+    assert (got.live == plain.live).all()
+    values = got.parameters + got.state + got.live
+    assert (got.memory_bytes == 2 * values).all()
 
 
 def test_every_cell_of_a_space_has_a_live_set_within_bounds():
@@ -179,8 +201,9 @@ def brute_force_synops(spec: NetworkSpec, row: np.ndarray, spikes: dict[str, np.
 
 @pytest.mark.parametrize("head", ["gap", "snasnet"])
 @pytest.mark.parametrize("name", SPACES)
-def test_synaptic_operations_equal_a_brute_force_count(name, head):
-    spec = make_spec(SPACES[name], head)
+@KINDS
+def test_synaptic_operations_equal_a_brute_force_count(name, head, kind):
+    spec = make_spec(SPACES[name], head, **kind)
     rng = np.random.default_rng(0)
     for row in [*raw_rows(spec.space, 4, 7), np.stack([*raw_rows(spec.space, 2, 8)])]:
         sites = spec.sites(row)

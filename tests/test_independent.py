@@ -1,5 +1,6 @@
 """Independent draws for each candidate, the reference's way."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ GOOD_ROW = [[0, 0, 0, 1, 0, 0]]
 
 def independently(rows: Any, key: jax.Array = KEY, **options: Any) -> Any:
     settings: dict[str, Any] = {"mean": (0.4,), "std": (0.3,), "batch": 4, "padding": 1, "flip": True, "chunk": 3}
-    return score_independently(rows, key, POOL, NARROW, **(settings | options))
+    settings = {"spec": NARROW} | settings | options
+    return score_independently(rows, key, POOL, **settings)
 
 
 def test_independent_draws():
@@ -35,6 +37,10 @@ def test_independent_draws():
     assert (other.replicates != first.replicates).all()
     assert (first.replicates[:, 0] != first.replicates[:, 1]).all()
     assert (first.lif_calls == 2 * np.array([2, 4, 6])).all()
+    learning = dataclasses.replace(NARROW, neuron=NeuronSpec(learn_tau=True, learn_threshold=True))
+    assert (independently(cells, spec=learning).replicates == first.replicates).all()
+    with pytest.raises(ValueError, match="shortcut='spike'"):
+        independently(cells, spec=dataclasses.replace(NARROW, shortcut="spike"))
 
 
 def test_independent_draws_score_one_network_on_several_batches(monkeypatch):

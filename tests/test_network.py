@@ -5,7 +5,9 @@ feedback recurrence spelt out. Its only shared ground with the package is the pa
 """
 
 import collections
+import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import pytest
 from spikernel_jax import convolution, network, operations
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.neurons import NeuronSpec
-from spikernel_jax.spec import NetworkSpec
+from spikernel_jax.spec import NetworkSpec, spec_from_json, spec_to_json
 
 FORWARD = NetworkSpec(
     (8, 6, 2), 3, channels=2, time_steps=3, head="snasnet", head_hidden=5, neurons_per_class=2, dropout=0.5
@@ -32,6 +34,13 @@ STRIDED = NetworkSpec(
     (9, 8, 2), 2, CellSpace((3, 5)), channels=2, time_steps=2, stem_stride=2, neuron=NeuronSpec(reset="soft")
 )
 LOOPED = NetworkSpec((6, 6, 2), 3, CellSpace((1, 3), feedback=True), channels=2, time_steps=4)
+LEARNING = dataclasses.replace(FORWARD, neuron=NeuronSpec(tau=2.0, learn_tau=True, learn_threshold=True))
+LEARNING_OVER_TIME = dataclasses.replace(
+    OVER_TIME, neuron=NeuronSpec(v_threshold=0.8, v_reset=0.1, reset="soft", learn_threshold=True)
+)
+# Averages of nine spikes are never at this neuron's threshold, where rounding would decide.
+SPIKING = dataclasses.replace(FORWARD, shortcut="spike", dropout=0.0, neuron=NeuronSpec(tau=1.37, v_threshold=0.83))
+SPIKING_LOOPED = dataclasses.replace(LOOPED, shortcut="spike", neuron=NeuronSpec(learn_tau=True))
 CASES = {
     "mixed": (FORWARD, [2, 4, 3, 1, 3, 2]),
     "two_cells": (FORWARD, [[3, 0, 2, 4, 1, 3], [0, 2, 0, 3, 0, 1]]),
@@ -43,6 +52,10 @@ CASES = {
         LOOPED,
         [LOOPED.space.parse(t).tolist() for t in ("0002 4030 2003 0100", "0304 0032 0002 0000")],
     ),
+    "learning": (LEARNING, [2, 4, 3, 1, 3, 2]),
+    "learning_over_time": (LEARNING_OVER_TIME, [3, 1, 0, 2, 4, 3]),
+    "spiking": (SPIKING, [[3, 1, 4, 1, 2, 4], [1, 1, 1, 4, 1, 1]]),
+    "spiking_looped": (SPIKING_LOOPED, LOOPED.space.parse("0142 0010 0002 0100").tolist()),
 }
 B = 3
 
@@ -58,6 +71,8 @@ def bank(spec):
             return rng.uniform(0.5, 1.5, leaf.shape)
         if name in ("bias", "mean"):
             return rng.normal(0.2, 0.3, leaf.shape)
+        if name in spec.neuron.learned:
+            return rng.normal(0, 0.4, leaf.shape)
         size = 0.6 if layer.startswith("head.") else np.sqrt(0.4 / np.prod(leaf.shape[:-1]))
         return rng.normal(0, size, leaf.shape)
 
@@ -141,8 +156,13 @@ def downsample_oracle(x, p):
     return out
 
 
+def site_of(name):
+    """The LIF site that stands for an edge's LIF; others have its name."""
+    return f"{name[:5]}.node{name[7]}" if ".e" in name else name
+
+
 class Oracle:
-    """One forward pass; spikes by LIF (each convolution edge has its own), running statistics, logits."""
+    """One forward pass; spikes by LIF (each edge that reads spikes has its own), running statistics, logits."""
 
     def __init__(self, spec, row, train=True):
         params, stats = bank(spec)
@@ -174,10 +194,16 @@ class Oracle:
     def fire(self, name, x):
         n, out = self.spec.neuron, []
         v = self.membrane.get(name, np.zeros(x.shape[1:]))
+        tau, threshold = n.tau, n.v_threshold
+        if n.learn_tau:
+            tau = 1 + np.exp(-self.params[site_of(name)]["leak_logit"])
+        if n.learn_threshold:
+            floor = max(n.v_reset, 0)
+            threshold = floor + (threshold - floor) * np.log2(1 + np.exp(self.params[site_of(name)]["threshold_raw"]))
         for current in x:
-            v = v + (current - (v - n.v_reset)) / n.tau
-            s = np.where(v - n.v_threshold >= 0, 1.0, 0.0)
-            v = (1 - s) * v + s * n.v_reset if n.reset == "hard" else v - s * n.v_threshold
+            v = v + (current - (v - n.v_reset)) / tau
+            s = np.where(v - threshold >= 0, 1.0, 0.0)
+            v = (1 - s) * v + s * n.v_reset if n.reset == "hard" else v - s * threshold
             out.append(s)
         self.membrane[name] = v
         self.spikes[name] += out
@@ -188,11 +214,10 @@ class Oracle:
         op = self.spec.space.op_names[self.ops[index].get((source, target), 0)]
         if op == "zero":
             return np.zeros_like(x)
-        if op == "skip":
-            return x
-        if op == "avgpool":
-            return avgpool_oracle(x)
         name = f"{cell}.e{source}{target}.{op}"
+        if op in ("skip", "avgpool"):
+            x = self.fire(name, x) if self.spec.shortcut == "spike" else x
+            return x if op == "skip" else avgpool_oracle(x)
         return self.norm(name, conv_oracle(self.fire(name, x), self.params[name]["kernel"]))
 
     def cell(self, index, x0):
@@ -231,7 +256,7 @@ def assert_oracle(oracle, out):
     np.testing.assert_allclose(out.logits_BK, oracle.logits, rtol=1e-9, atol=1e-11)
     seen = set()
     for name, spikes in oracle.spikes.items():
-        site = f"{name[:5]}.node{name[7]}" if ".e" in name else name
+        site = site_of(name)
         seen.add(site)
         np.testing.assert_array_equal(out.records[site], np.stack(spikes), err_msg=name)
         np.testing.assert_allclose(out.state[site], oracle.membrane[name], rtol=1e-9, atol=1e-11)
@@ -253,7 +278,10 @@ def test_equals_a_plain_network(name):
                 np.testing.assert_allclose(ours, theirs[0], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["mixed", "two_cells", "over_time", "looped", "looped_more", "looped_two"])
+TRACED = ["mixed", "two_cells", "over_time", "looped", "looped_more", "looped_two"]
+
+
+@pytest.mark.parametrize("name", [*TRACED, "learning", "spiking", "spiking_looped"])
 def test_traced_genotypes_give_the_same(name):
     spec, row = CASES[name]
     out = traced(spec, row)
@@ -280,7 +308,7 @@ def test_evaluation_by_running_statistics(name):
     jax.tree.map(np.testing.assert_array_equal, out.stats, stats)
 
 
-@pytest.mark.parametrize("name", ["mixed", "strided"])
+@pytest.mark.parametrize("name", ["mixed", "strided", "learning", "spiking"])
 def test_step_by_step_equals_layer_by_layer(name):
     spec, row = CASES[name]
     whole, stepped = fixed(spec, row), fixed(spec, row, step_by_step=True)
@@ -338,6 +366,76 @@ def test_init_is_a_subnetwork_of_the_bank(name):
     assert {layer for layer in params if layer.startswith("cell")} == own
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, stats)))
     assert network.parameter_count(params) == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", ["learning", "learning_over_time", "spiking_looped"])
+def test_what_neurons_learn_comes_on_top(name):
+    """By site, for sites that are there; nothing else is drawn otherwise than for fixed neurons."""
+    spec, row = CASES[name]
+    key, fixed_neuron = jax.random.key(7), dataclasses.replace(spec.neuron, learn_tau=False, learn_threshold=False)
+    params, stats = network.init(key, spec, row)
+    plain, plain_stats = network.init(key, dataclasses.replace(spec, neuron=fixed_neuron), row)
+    reading = [  # operations that read spikes
+        code for code, op in enumerate(spec.space.op_names)
+        if op.startswith("conv") or (spec.shortcut == "spike" and op != "zero")
+    ]  # fmt: skip
+    nodes = {source for (source, _), code in zip(spec.space.edges, row, strict=True) if code in reading}
+    sites = {f"cell{i}.node{node}" for i in (1, 2) for node in nodes} | {"transition", "last"}
+    sites |= {"head"} if spec.head == "snasnet" else set()
+    own = {site: {name: entry for name, entry in params[site].items() if name in spec.neuron.learned} for site in sites}
+    for entry in own.values():
+        assert entry.keys() == spec.neuron.learned.keys()
+        assert all(leaf.shape == () and leaf.dtype == jnp.float32 for leaf in entry.values())
+        if spec.neuron.learn_tau:
+            np.testing.assert_allclose(1 / jax.nn.sigmoid(entry["leak_logit"]), spec.neuron.tau, rtol=1e-6)
+        assert entry.get("threshold_raw", 0) == 0
+    rest = {
+        layer: {name: leaf for name, leaf in entry.items() if name not in spec.neuron.learned}
+        for layer, entry in params.items()
+    }
+    jax.tree.map(np.testing.assert_array_equal, {layer: entry for layer, entry in rest.items() if entry}, plain)
+    jax.tree.map(np.testing.assert_array_equal, stats, plain_stats)
+    assert {layer for layer, entry in params.items() if entry.keys() & spec.neuron.learned.keys()} == sites
+
+    bank_params, _ = network.init(key, spec)
+    jax.tree.map(np.testing.assert_array_equal, params, network.subnetwork(spec, bank_params, row))
+    last = 4 if spec.space.feedback else 3  # no edge leaves node 3 of a forward cell
+    every = {f"cell{i}.node{node}" for i in (1, 2) for node in range(last)}
+    assert {site for site in bank_params if ".node" in site} == every
+
+
+@pytest.mark.parametrize("name", ["learning", "spiking_looped"])
+def test_every_learned_scalar_has_a_gradient(name):
+    spec, row = CASES[name]
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), bank(spec)[0])
+    x = jnp.asarray(images(spec), jnp.float32)
+
+    def loss(params):
+        logits_BK = network.apply(spec, row, params, x, train=True).logits_BK
+        return (logits_BK * jnp.arange(spec.num_classes)).sum()
+
+    grads = jax.jit(jax.grad(loss))(params)
+    for site in spec.sites(row):
+        for scalar in spec.neuron.learned:
+            assert np.isfinite(grads[site][scalar])
+            assert grads[site][scalar] != 0, (site, scalar)
+
+
+def test_shortcuts_of_spikes_change_nothing_without_shortcuts():
+    row = [3, 2, 0, 2, 2, 3]
+    spiking = dataclasses.replace(OVER_TIME, shortcut="spike")
+    assert spiking.sites(row) == OVER_TIME.sites(row)
+    jax.tree.map(np.testing.assert_array_equal, fixed(spiking, row), fixed(OVER_TIME, row))
+
+
+@pytest.mark.parametrize("spec", [SPIKING, SPIKING_LOOPED, LEARNING, FORWARD], ids=str)
+def test_a_spec_comes_back_from_json(spec):
+    written = json.loads(json.dumps(spec_to_json(spec)))
+    assert spec_from_json(written) == spec
+    older = {name: value for name, value in written.items() if name != "shortcut"}
+    older["neuron"] = {name: value for name, value in written["neuron"].items() if not name.startswith("learn_")}
+    plain = dataclasses.replace(spec.neuron, learn_tau=False, learn_threshold=False)
+    assert spec_from_json(older) == dataclasses.replace(spec, shortcut="membrane", neuron=plain)
 
 
 def test_init_draws_as_the_public_code():
@@ -475,6 +573,7 @@ def test_dropout_mask():
         ({"stem_stride": 3}, "stem_stride=3 must be 1 or 2"),
         ({"norm": "layer"}, "norm='layer' is unknown; known: per_step, over_time"),
         ({"head": "mlp"}, "head='mlp' is unknown; known: snasnet, gap"),
+        ({"shortcut": "skip"}, "shortcut='skip' is unknown; known: membrane, spike"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
         ({"dropout": -0.1}, "dropout=-0.1"),
         ({"norm": "over_time", "space": CellSpace(feedback=True)}, "feedback cells run step by step"),

@@ -1,5 +1,7 @@
 """Neurons against method's formulas in NumPy, against hand-written backward passes, and against spyx."""
 
+import dataclasses
+import inspect
 import itertools
 import math
 
@@ -26,14 +28,20 @@ ALL = [
     NeuronSpec(model=model, reset="soft" if model == "spyx_lif" else "hard", surrogate=surrogate)
     for model, surrogate in itertools.product(NEURONS, SURROGATES)
 ]
+ALL += [NeuronSpec(tau=3.0, learn_tau=True), NeuronSpec(reset="soft", learn_tau=True, learn_threshold=True)]
 of_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
-contract = pytest.mark.parametrize("spec", ALL, ids=[f"{s.model}-{s.surrogate}" for s in ALL])
+contract = pytest.mark.parametrize("spec", ALL, ids=["-".join([s.model, s.surrogate, *s.learned]) for s in ALL])
 run_jit = jax.jit(run, static_argnums=0)
 step_jit = jax.jit(step, static_argnums=0)
 
 
 def inputs(seed=0, shape: tuple[int, ...] = (T, N), dtype: DTypeLike = np.float64):
     return np.random.default_rng(seed).normal(0.8, 1.2, shape).astype(dtype)
+
+
+def at_start(spec, dtype: type = np.float32):
+    """What a layer has learned before it has learned anything."""
+    return {name: jnp.asarray(value, dtype) for name, value in spec.learned.items()}
 
 
 def oracle(spec, v, x_TN):
@@ -151,6 +159,86 @@ def test_gradients_equal_a_backward_pass_by_hand(spec, surrogate):
     np.testing.assert_allclose(grad_v, g, rtol=1e-10, atol=1e-12)
 
 
+def away_from_start(spec):
+    """A layer that has learned both its scalars; a fixed neuron with tau and threshold as they then are."""
+    learning = dataclasses.replace(spec, learn_tau=True, learn_threshold=True)
+    leak, growth = 0.4, -0.3
+    floor = max(spec.v_reset, 0.0)
+    threshold = floor + (spec.v_threshold - floor) * math.log2(1 + math.exp(growth))
+    learned = {"leak_logit": np.float64(leak), "threshold_raw": np.float64(growth)}
+    assert learned.keys() == learning.learned.keys()
+    return learning, learned, dataclasses.replace(spec, tau=1 + math.exp(-leak), v_threshold=threshold)
+
+
+@of_spec
+def test_learned_scalars_are_time_constant_and_threshold(spec):
+    learning, learned, same = away_from_start(spec)
+    x, v0 = inputs(), inputs(1, (N,)) / 4
+    with jax.enable_x64(True):
+        v, spikes = run_jit(learning, jnp.asarray(v0), jnp.asarray(x), learned)
+    v_expected, expected, _ = oracle(same, v0, x)
+    assert (expected != oracle(spec, v0, x)[1]).any()
+    np.testing.assert_array_equal(spikes, expected)
+    np.testing.assert_allclose(v, v_expected, rtol=1e-12, atol=1e-13)
+
+
+@of_spec
+def test_learning_starts_from_the_spec(spec):
+    learning = dataclasses.replace(spec, learn_tau=True, learn_threshold=True)
+    x, v0 = inputs(), inputs(1, (N,)) / 4
+    with jax.enable_x64(True):
+        v, spikes = run_jit(learning, jnp.asarray(v0), jnp.asarray(x), at_start(learning, np.float64))
+    v_expected, expected, _ = oracle(spec, v0, x)
+    np.testing.assert_array_equal(spikes, expected)
+    np.testing.assert_allclose(v, v_expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("spec", SPECS[3:], ids=str)
+def test_thresholds_stay_above_zero_and_reset_whatever_is_learned(spec):
+    learning = away_from_start(spec)[0]
+    low = {"leak_logit": jnp.float32(-50), "threshold_raw": jnp.float32(-8)}  # next to no leak: v stays where it is
+    v0 = jnp.array([max(spec.v_reset, 0.0), spec.v_threshold])
+    _, spikes = run(learning, v0, v0[None], low)
+    assert spikes[0].tolist() == [0, 1]
+    for w in (-1e4, 1e4):  # one large gradient away: no NaN and no way of no return
+        extreme = {name: jnp.float32(w) for name in low}
+        v, slopes = jax.value_and_grad(lambda learned: run(learning, v0, v0[None], learned)[0].sum())(extreme)
+        assert np.isfinite([v, *slopes.values()]).all()
+
+
+@pytest.mark.parametrize("surrogate", ["atan", "triangle"])
+@pytest.mark.parametrize("spec", [SPECS[i] for i in (2, 3, 5)], ids=["below", "hard", "soft"])
+def test_gradients_of_learned_scalars_equal_a_backward_pass_by_hand(spec, surrogate):
+    learning, learned, same = away_from_start(dataclasses.replace(spec, surrogate=surrogate))
+    x, v0, weight, weight_v = inputs(4), inputs(5, (N,)) / 4, inputs(6), inputs(7, (N,))
+
+    def loss(learned):
+        v, spikes = run(learning, jnp.asarray(v0), jnp.asarray(x), learned)
+        return (spikes * weight).sum() + (v * weight_v).sum()
+
+    with jax.enable_x64(True):
+        grads = jax.jit(jax.grad(loss))(learned)
+    _, spikes, before = oracle(same, v0, x)
+    after = (
+        before * (1 - spikes) + spikes * same.v_reset if spec.reset == "hard" else before - spikes * same.v_threshold
+    )
+    rate, by_rate, by_threshold, g = 1 / same.tau, 0.0, 0.0, weight_v  # g: d loss / d v after the reset
+    for t in reversed(range(T)):
+        if spec.reset == "hard":
+            g = g * (1 - spikes[t])
+        else:
+            by_threshold -= (g * spikes[t]).sum()  # what is subtracted is the threshold; whether, is detached
+        slope = weight[t] * derivative(same, before[t] - same.v_threshold)
+        by_threshold -= slope.sum()
+        g = g + slope
+        by_rate += (g * (x[t] - ((after[t - 1] if t else v0) - spec.v_reset))).sum()
+        g = g * (1 - rate)
+    floor = max(spec.v_reset, 0.0)
+    slope = (spec.v_threshold - floor) / (1 + np.exp(-learned["threshold_raw"])) / math.log(2)
+    np.testing.assert_allclose(grads["leak_logit"], by_rate * rate * (1 - rate), rtol=1e-9)
+    np.testing.assert_allclose(grads["threshold_raw"], by_threshold * slope, rtol=1e-9)
+
+
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_spyx_parity(surrogate):
     spec = NeuronSpec(model="spyx_lif", reset="soft", tau=4.0, v_threshold=1.0, surrogate=surrogate)
@@ -187,16 +275,28 @@ def test_spyx_fires_one_step_late():
 def test_contract(spec):
     x = jnp.asarray(inputs(9, (T, 2, 3, N), np.float32))
     v0 = jnp.zeros(x.shape[1:])
+    learned = at_start(spec)
 
     @jax.jit
-    def everything(x):
-        # Neurons are independent: mapping over any axis is the same.
-        mapped = jax.vmap(lambda v, x: run(spec, v, x), in_axes=(0, 1), out_axes=(0, 1))
-        grad = jax.grad(lambda x: run(spec, v0, x)[1].sum())
-        # Later inputs do not change earlier spikes; without input nothing fires.
-        return run(spec, v0, x), mapped(v0, x), grad(x), run(spec, v0, x[:2])[1], run(spec, v0, 0 * x)
+    def everything(x, learned):
+        def ours(v0, x):
+            return run(spec, v0, x, learned)
 
-    (v, spikes), (v_mapped, spikes_mapped), grad, shorter, silent = everything(x)
+        def stepped(x):
+            v, out = v0, []
+            for current in x:
+                v, spikes = step(spec, v, current, learned)
+                out.append(spikes)
+            return v, jnp.stack(out)
+
+        # Neurons are independent: mapping over any axis is the same.
+        mapped = jax.vmap(ours, in_axes=(0, 1), out_axes=(0, 1))
+        grad = jax.grad(lambda x: ours(v0, x)[1].sum())
+        slopes = jax.grad(lambda learned: run(spec, v0, x, learned)[1].sum())(learned)
+        # Later inputs do not change earlier spikes; without input nothing fires.
+        return ours(v0, x), mapped(v0, x), grad(x), ours(v0, x[:2])[1], ours(v0, 0 * x), stepped(x), slopes
+
+    (v, spikes), (v_mapped, spikes_mapped), grad, shorter, silent, stepped, slopes = everything(x, learned)
     assert v.shape == x.shape[1:]
     assert grad.shape == spikes.shape == x.shape
     assert grad.dtype == v.dtype == spikes.dtype == jnp.float32
@@ -208,12 +308,17 @@ def test_contract(spec):
     assert np.any(grad)
     assert not np.any(silent[0])
     assert not np.any(silent[1])
+    np.testing.assert_array_equal(stepped[1], spikes)
+    np.testing.assert_allclose(stepped[0], v, rtol=1e-6, atol=1e-6)
+    assert slopes.keys() == spec.learned.keys()
+    assert all(slope.shape == () and np.isfinite(slope) and slope != 0 for slope in slopes.values())
+    assert all(name in inspect.signature(NEURONS[spec.model]).parameters for name in spec.learned)
 
 
 @contract
 def test_bfloat16_stays_bfloat16(spec):
     x = jnp.asarray(inputs(10, dtype=np.float32), jnp.bfloat16)
-    v, spikes = run_jit(spec, jnp.zeros(N, jnp.bfloat16), x)
+    v, spikes = run_jit(spec, jnp.zeros(N, jnp.bfloat16), x, at_start(spec))
     assert v.dtype == spikes.dtype == jnp.bfloat16
     assert set(np.unique(np.asarray(spikes, np.float32))) == {0.0, 1.0}
 
@@ -235,6 +340,16 @@ def test_bfloat16_stays_bfloat16(spec):
         ({"surrogate_scale": float("inf")}, "surrogate_scale=inf"),
         ({"model": "spyx_lif"}, "the spyx_lif model has a soft reset only"),
         ({"model": "spyx_lif", "reset": "soft", "v_reset": 0.5}, "v_reset=0.5: the spyx_lif model"),
+        ({"learn_tau": "yes"}, "learn_tau='yes' must be True or False"),
+        ({"learn_threshold": 1}, "learn_threshold=1 must be True or False"),
+        (
+            {"model": "spyx_lif", "reset": "soft", "learn_tau": True},
+            "learn_tau=True: the spyx_lif model learns no tau; give learn_tau=False, or model='lif'",
+        ),
+        (
+            {"model": "spyx_lif", "reset": "soft", "learn_threshold": True},
+            "the spyx_lif model learns no v_threshold; give learn_threshold=False, or model='lif'",
+        ),
     ],
 )
 def test_refuses(fields, match):

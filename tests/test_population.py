@@ -1,5 +1,6 @@
 """Scores of populations: common random numbers, and that nobody's score depends on the others."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from spikernel_jax import engine, make_bank, network, population, proxies, score_population
 from spikernel_jax.genotype import CellSpace
+from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.population import paired_standard_errors, summarise
 from spikernel_jax.spec import NetworkSpec
 
@@ -149,6 +151,33 @@ def test_banks_are_the_networks_own_weights(bank):
         for drawn, leaf in zip(jax.tree.leaves(bank[name]), jax.tree.leaves(entry), strict=True):
             rounded = np.asarray(leaf, ml_dtypes.bfloat16).astype(np.float32)
             np.testing.assert_array_equal(drawn[1], rounded)
+
+
+LEARNING = dataclasses.replace(SPEC, neuron=NeuronSpec(learn_tau=True, learn_threshold=True))
+
+
+@pytest.mark.parametrize("method", population.METHODS)
+def test_neurons_that_have_learned_nothing_yet_score_as_fixed_ones(method, rows, bank):
+    """To the bit, whatever a bank holds for them."""
+    want = score_population(rows, bank, IMAGES, SPEC, method=method)
+    own = make_bank(KEY, LEARNING, 2)
+    jax.tree.map(np.testing.assert_array_equal, own, bank)
+    wrong = {site: {name: np.full(2, 9.0, np.float32) for name in LEARNING.neuron.learned} for site in LEARNING.sites()}
+    more = {name: {**bank.get(name, {}), **wrong.get(name, {})} for name in bank.keys() | wrong.keys()}
+    for weights in (own, more):
+        got = score_population(rows, weights, IMAGES, LEARNING, method=method)
+        np.testing.assert_array_equal(got.replicates, want.replicates)
+        np.testing.assert_array_equal(got.lif_calls, want.lif_calls)
+
+
+def test_shortcuts_of_spikes_have_no_scores(bank):
+    spiking = dataclasses.replace(SPEC, shortcut="spike")
+    words = "shortcut='spike': scores and searches take skips for identities .* score with shortcut='membrane'"
+    with pytest.raises(ValueError, match=words) as error:
+        score_population(GOOD_ROW, bank, IMAGES, spiking)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=words):
+        make_bank(KEY, spiking, 1)
 
 
 def test_standard_error(scores, rows, bank):

@@ -1,5 +1,6 @@
 """Pruning: a supernet of one cell is that cell, every removal is the best one, and the budget holds."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -73,6 +74,9 @@ def test_the_supernet_of_one_cell_scores_as_the_cell(space, score, options):
     assert np.isfinite(want).all()
     assert len(set(want)) == 4
     np.testing.assert_allclose(got, want, rtol=1e-5)
+    learning = dataclasses.replace(spec, neuron=dataclasses.replace(spec.neuron, learn_tau=True))
+    again = score_supernets([alone(space, rows[0])], bank, IMAGES, learning, score=score)
+    np.testing.assert_array_equal(again, got[:1])
 
 
 def test_an_edge_of_several_operations_is_their_weighted_sum():
@@ -142,6 +146,8 @@ def test_scores_refuse_bad_input(bank):
         score_supernets([full_mask(NARROW)], bank, IMAGES, spec, score="zen")
     with pytest.raises(ValueError, match="images have shape"):
         score_supernets([full_mask(NARROW)], bank, IMAGES[:1], spec)
+    with pytest.raises(ValueError, match="shortcut='spike'"):
+        score_supernets([full_mask(NARROW)], bank, IMAGES, dataclasses.replace(spec, shortcut="spike"))
 
 
 # The removals

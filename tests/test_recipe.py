@@ -1,12 +1,18 @@
 """Recipes: optimisers, schedules, losses and averages against their definitions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikernel_jax import recipe
+from spikernel_jax import make_dataset, recipe, train
+from spikernel_jax.data import Split
+from spikernel_jax.genotype import CellSpace
+from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.recipe import TrainConfig
+from spikernel_jax.spec import NetworkSpec
 
 PARAMS = {"conv": {"kernel": np.arange(24.0).reshape(1, 2, 3, 4) / 10 - 1}, "norm": {"scale": np.array([1.0, 2.0])}}
 GRADS = {
@@ -63,6 +69,52 @@ def test_muon_turns_a_kernel_by_a_nearly_orthogonal_matrix():
     assert (singular > 0.5 * singular[0]).all()  # Newton-Schulz brings singular values to about one size
     gradient = np.linalg.svd(GRADS["conv"]["kernel"].reshape(6, 4), compute_uv=False)
     assert gradient[-1] < 0.1 * gradient[0]  # which they were not
+
+
+@pytest.mark.parametrize("optimiser", recipe.OPTIMISERS)
+@pytest.mark.parametrize("decayed", recipe.DECAYED)
+def test_what_neurons_learn_is_moved_but_never_decayed(optimiser, decayed):
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.5, optimiser=optimiser, decayed=decayed)
+    transformation = recipe.optimiser(config, 10)
+
+    def moved(gradient: float) -> dict[str, np.ndarray]:
+        params: Any = {
+            "last": {"scale": jnp.ones(3), "leak_logit": jnp.float32(1.5)},
+            "conv": {"kernel": jnp.ones((2, 3))},
+        }
+        grads = jax.tree.map(jnp.zeros_like, params)
+        grads["last"]["leak_logit"] = jnp.float32(gradient)
+        updates: Any = transformation.update(grads, transformation.init(params), params)[0]
+        return {name: np.asarray(leaf) for entry in updates.values() for name, leaf in entry.items()}
+
+    still = moved(0.0)
+    assert still["leak_logit"] == 0
+    assert (still["kernel"] < 0).all()
+    assert (still["scale"] < 0).all() == (decayed == "all")
+    # Adam's step is that of the gradient's sign; Muon's Adam looks ahead, with moments of 0.9.
+    size = {"sgd": 0.25, "nesterov": 0.25 * 1.9, "adamw": 1, "muon": 1 + 0.9 * 0.1 / (1 - 0.9**2)}[optimiser]
+    assert moved(0.25)["leak_logit"] == pytest.approx(-0.1 * size, rel=1e-4)
+
+
+def test_a_network_of_learning_neurons_trains():
+    rng = np.random.default_rng(0)
+
+    def noise(n: int) -> Split:
+        labels = np.arange(n) % 2
+        return Split(
+            (rng.integers(100, size=(n, 4, 4, 1)) + 150 * labels[:, None, None, None]).astype(np.uint8), labels
+        )
+
+    neuron = NeuronSpec(learn_tau=True, learn_threshold=True)
+    spec = NetworkSpec((4, 4, 1), 2, CellSpace((3,)), channels=2, time_steps=2, neuron=neuron, shortcut="spike")
+    data = make_dataset("noise", noise(32), noise(8), noise(8), 2)
+    config = TrainConfig(epochs=2, batch_size=8, learning_rate=0.02)
+    model = train(spec, spec.space.parse("0>1:skip 0>3:conv3 1>3:avgpool"), data, config)
+    sites = [f"cell{i}.node{node}" for i in (1, 2) for node in (0, 1)] + ["transition", "last"]
+    learned = np.array([[float(model.params[site][name]) for name in neuron.learned] for site in sites])
+    start = np.array([*neuron.learned.values()])
+    assert (np.abs(learned - start) > 1e-6).all()
+    assert len(np.unique(learned[:, 0])) == len(sites)  # each layer its own
 
 
 def test_the_rate_rises_and_falls():
