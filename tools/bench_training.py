@@ -182,7 +182,7 @@ def relu_neurons() -> Iterator[NeuronSpec]:
 class Program(NamedTuple):
     """A compiled training step of ours."""
 
-    call: Callable[[TrainState], tuple[TrainState, jax.Array]]  # the new state, and the loss
+    call: Callable[[TrainState], tuple[TrainState, jax.Array]]  # the new state, and its losses
     steps: int  # of one call
     state: TrainState
     compiled: Any
@@ -239,11 +239,11 @@ class Ours:
 
     def run(self, steps: int) -> float:
         """At least so many steps to their end; returns the last loss."""
-        loss = jnp.zeros(())
+        losses = jnp.zeros(1)
         for _ in range(-(-steps // self.program.steps)):
-            self.state, loss = self.program.call(self.state)
+            self.state, losses = self.program.call(self.state)
         jax.block_until_ready(self.state)
-        return float(loss)
+        return float(losses[-1])
 
 
 def in_turns(turns: Mapping[str, Turn], rounds: int, seconds: float) -> list[dict[str, float]]:
