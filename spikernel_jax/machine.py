@@ -3,11 +3,14 @@
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 import jax
 
 CACHE_OFF = "off"
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def set_up(cache: str | Path | None = None) -> None:
@@ -30,6 +33,21 @@ def set_up(cache: str | Path | None = None) -> None:
             jax.config.update("jax_num_cpu_devices", cores())
         except RuntimeError:  # the backend has started: a script's function called from a running program
             return
+
+
+def restart_with_huge_pages() -> None:
+    """Starts this process's program anew, in its place, with memory in huge pages where Linux gives them on demand.
+
+    A training step on a CPU writes some hundred MB of fresh memory; in pages of 4 KiB, a fifth of its time goes to
+    getting them. The C library reads its setting (``GLIBC_TUNABLES``) only when a program starts. Does nothing where
+    the setting is there already, or huge pages are off or always given.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    on_demand = _THP.exists() and "[madvise]" in _THP.read_text()
+    if not on_demand or "glibc.malloc.hugetlb" in tunables or platform.libc_ver()[0] != "glibc":
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, _HUGE_PAGES)))
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def cores() -> int:

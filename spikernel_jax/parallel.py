@@ -60,9 +60,7 @@ def shared(mesh: Mesh, function: Callable[..., Any], *, whole: int, out: Any) ->
     def of_batch(*arguments: Any) -> Any:
         places = tuple(spec(index >= whole) for index in range(len(arguments)))
         # The check of what varies between devices does not know the scans and custom gradients inside.
-        mapped = jax.shard_map(
-            function, mesh=mesh, in_specs=places, out_specs=jax.tree.map(spec, out), check_vma=False
-        )
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=jax.tree.map(spec, out), check_vma=False)
         return mapped(*arguments)
 
     return of_batch

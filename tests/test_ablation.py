@@ -96,12 +96,6 @@ def test_each_row_is_one_change_that_can_be_trained(base):
     assert ("one-cycle" in rows) == (base.config.schedule == "cosine")
 
 
-def test_every_row_of_fields_that_exist_is_there():
-    waiting = {row.name for row in ablation._ROWS} - {*ROWS}
-    assert waiting <= {"learn-tau", "learn-threshold", "shortcut-spike"}
-    assert len({row.name for row in ablation._ROWS}) == len(ablation._ROWS)
-
-
 def test_widths_at_equal_parameters():
     base = BASES["cifar10", "cpu", "tuned"]
     sizes = {}

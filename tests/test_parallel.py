@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-
-from spikernel_jax import parallel
 
 TESTS = Path(__file__).parent
 _TRAIN = """
