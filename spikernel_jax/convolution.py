@@ -103,12 +103,11 @@ def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, k: int) -> Array:
     together = next(size for size in range(min(n, fit), 0, -1) if n % size == 0)
 
     def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
-        x, g = piece
+        x, g = (part.astype(total.dtype) for part in piece)  # not every product of bfloat16 is there on a CPU
         x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         patches = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(k) for j in range(k)], -1)
         # The narrow one to the left: the other way round takes twice as long.
-        product = jnp.einsum("nhwo,nhwp->op", g, patches, preferred_element_type=total.dtype)
-        return total + product, None
+        return total + jnp.einsum("nhwo,nhwp->op", g, patches), None
 
     pieces = jax.tree.map(lambda a: a.reshape(-1, together, *a.shape[1:]), (x_NHWC, g_NHWC))
     total, _ = lax.scan(add, jnp.zeros((c_out, k * k * c_in), _sums(x_NHWC)), pieces)

@@ -3,6 +3,8 @@
 What batch norm and gradients need of the other devices goes between them inside the compiled step, so the number of
 devices changes results by float rounding only. On a CPU that shows as one device a core (`machine.set_up`), training
 uses all cores in this way.
+
+Several processes (`jax.distributed.initialize`) run the same program on the same images.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,7 @@ BATCH = "batch"  # the axis of devices
 
 
 def devices_for(batch_size: int) -> Mesh:
-    """The devices that share batches of a size: of all, of every process, the most that divide it.
+    """The devices that share batches of a size: the most, of all in every process, that divide it.
 
     Args:
       batch_size: images.
@@ -36,6 +38,8 @@ def devices_for(batch_size: int) -> Mesh:
 
 def to_all(mesh: Mesh, tree: Any) -> Any:
     """Arrays, alike in all processes, as ones that every device holds whole."""
+    if jax.process_count() > 1:  # from one device to those of other processes the way leads over the host
+        tree = jax.device_get(tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 

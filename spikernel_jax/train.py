@@ -123,27 +123,29 @@ def _differentiated(
 
 
 @functools.partial(jax.jit, static_argnames=("devices", "spec", "genotype"))
-def _rights(
+def _right(
     devices: jax.sharding.Mesh, spec: NetworkSpec, genotype: Any, arrays: Any, x: Array, labels_B: Array
 ) -> Array:
-    """Whether each image is classified rightly, [B]."""
+    """How many images are classified rightly; a label of -1 never is."""
 
     def of_part(arrays: Any, x: Array, labels_B: Array) -> Array:
-        return eval_logits(spec, genotype, *arrays, x).argmax(-1) == labels_B
+        right_B = eval_logits(spec, genotype, *arrays, x).argmax(-1) == labels_B
+        return jax.lax.psum(right_B.sum(), parallel.BATCH)
 
-    return parallel.shared(devices, of_part, whole=1, out=True)(arrays, x, labels_B)
+    return parallel.shared(devices, of_part, whole=1, out=False)(arrays, x, labels_B)
 
 
 def evaluate(model: Model, split: Split, batch_size: int = 256) -> float:
     """Accuracy (0 to 1) of a model on a split, by running statistics."""
-    size = min(batch_size, len(split.labels))
+    count = jax.device_count()
+    size = -(-min(batch_size, len(split.labels)) // count) * count
     devices = parallel.devices_for(size)
     arrays = parallel.to_all(devices, (model.params, model.stats))
     right = 0
     for images, labels in _batches(split, size):
+        padded = np.pad(labels, (0, size - len(labels)), constant_values=-1)
         x = normalise(images, model.mean, model.std)
-        given = np.resize(labels, size)  # what pads a batch is not counted
-        right += int(_rights(devices, model.spec, model.genotype, arrays, x, given)[: len(labels)].sum())
+        right += int(_right(devices, model.spec, model.genotype, arrays, *parallel.to_all(devices, (x, padded))))
     return right / len(split.labels)
 
 
@@ -194,7 +196,10 @@ def train(
 
     With a folder, the state is saved after every epoch and the metrics appended to ``metrics.jsonl``
     there; a run that was killed at any instant goes on from the last epoch and ends with the same weights
-    to the bit on the same machine. SIGTERM and SIGINT save after the step that is running.
+    to the bit on the same devices, and on others up to rounding. SIGTERM and SIGINT save after the steps that run.
+
+    The batch is shared by all devices (`parallel.devices_for`). Several processes (`jax.distributed`) call this
+    alike, without a folder: orbax saves what one process holds only together with all others.
 
     Args:
       spec: the network.
@@ -211,7 +216,7 @@ def train(
 
     Raises:
       ValueError: where data and spec do not fit, the batch is larger than the data, the folder has no room or
-        holds another run or a damaged ``metrics.jsonl``.
+        holds another run or a damaged ``metrics.jsonl``, or several processes are given one.
       TrainingDivergedError: at once when the loss is not finite, or at an epoch's end when a weight is not;
         that epoch is not saved.
       StoppedError: a signal asked to stop; all is saved.
@@ -219,6 +224,8 @@ def train(
     codes = hashable(genotype)
     spec.codes(codes)
     _check_fit(spec, data, config)
+    if folder is not None and jax.process_count() > 1:
+        raise ValueError(f"folder={folder}: {jax.process_count()} processes train together without one; give None")
     steps = len(data.train.labels) // config.batch_size
     devices = parallel.devices_for(config.batch_size)
     plan = _Recipe(spec, codes, config, config.epochs * steps, data.mean, data.std, devices)

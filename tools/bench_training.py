@@ -362,10 +362,10 @@ def _text(settings: Settings, results: dict[str, Any]) -> str:
     parts = [
         f"### Training step\n\nCell `{results['cell']}`, B = {options.batch}, {options.side}×{options.side} images, "
         f"10 classes, SNASNet's head with {options.hidden} hidden neurons, dropout 0.5; SGD, momentum 0.9, weight "
-        f"decay; {ours['precision']}, the batch shared by {len(settings.devices)} devices; {options.rounds} rounds in turns. Ceilings, the best of those "
-        f"measured before and after: matrix products {limits.float32 / 1e9:,.0f} GFLOP/s in float32, "
-        f"{limits.bfloat16 / 1e9:,.0f} in bfloat16. FLOPs are those of convolutions and linear layers: 3 times the "
-        f"forward pass's, the stem's 2 times.{peak}\n\n{table(header, rows)}"
+        f"decay; {ours['precision']}, the batch shared by {len(settings.devices)} devices; {options.rounds} rounds in "
+        f"turns. Ceilings, the best of those measured before and after: matrix products {limits.float32 / 1e9:,.0f} "
+        f"GFLOP/s in float32, {limits.bfloat16 / 1e9:,.0f} in bfloat16. FLOPs are those of convolutions and linear "
+        f"layers: 3 times the forward pass's, the stem's 2 times.{peak}\n\n{table(header, rows)}"
     ]
     if "conventional" in entries:
         e = entries["conventional"]
@@ -397,7 +397,7 @@ def bench(options: Options) -> None:
     began = time.perf_counter()
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     options = filled(options, _DEFAULTS, jax.default_backend())
-    devices = list(parallel.devices_for(options.batch).devices.flat)
+    devices = list(parallel.devices_for(options.batch or 1).devices.flat)
     genotype = SPACE.prune(SPACE.parse(options.cell))
     settings = Settings(options, devices, ceilings.Ceilings(0, 0, 0))
     settings.network(SPACE, head="snasnet")  # refuses sizes that no network has
