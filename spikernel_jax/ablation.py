@@ -75,7 +75,7 @@ ROWS = {
         Row("nesterov", "optimiser", {"optimiser": "nesterov"}),
         # Their decay is times the learning rate, so it is larger than SGD's.
         *(_optimiser("adamw", rate, weight_decay=0.05) for rate in (0.001, 0.003)),
-        *(_optimiser("muon", rate, weight_decay=0.05) for rate in (0.005, 0.02)),
+        *(_optimiser("muon", rate, weight_decay=0.05) for rate in (0.005, 0.02, 0.05, 0.1)),
         Row("cosine", "schedule", {"schedule": "cosine", "warmup": 0.0}),
         Row("warm-up", "schedule", {"schedule": "cosine", "warmup": 0.1}),
         Row("one-cycle", "schedule", {"schedule": "one_cycle", "warmup": 0.0}),

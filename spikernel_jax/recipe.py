@@ -37,13 +37,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss": "mean",
     },
     "tuned": {
-        "optimiser": "nesterov",
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "schedule": "one_cycle",
+        "optimiser": "muon",
+        "learning_rate": 0.02,
+        "momentum": 0.95,
+        "weight_decay": 0.05,
         "loss": "mean",
-        "label_smoothing": 0.1,
-        "ema": 0.999,
     },
 }
 DEFAULT_RECIPE = "tuned"
