@@ -149,7 +149,8 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
     Work that a signal stopped after saving says so in one line and exits with 143 (SIGTERM) or 130 (SIGINT).
     """
     options = tyro.cli(options_type, description=description)
-    if body.__module__ == "__main__":  # else a function of another program, which must stay
+    script = Path(body.__code__.co_filename).resolve()
+    if script in (Path(word).resolve() for word in sys.orig_argv[1:]):  # else another program calls it, and must stay
         machine.restart_with_huge_pages()
     machine.set_up(getattr(options, "compilation_cache", None))
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import jax
 import polars as pl
 import pytest
 
-from spikernel_jax import Model, NetworkSpec, jobs, network, pipeline, presets, save_model
+from spikernel_jax import Model, NetworkSpec, jobs, machine, network, pipeline, presets, save_model
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.runs import RunFolder
 
@@ -334,3 +335,29 @@ def test_import_is_light():
     result = in_a_process("-W", "error", "-c", code)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(
+    "[madvise]" not in (machine._THP.read_text() if machine._THP.exists() else ""),
+    reason="huge pages on demand are not this machine's",
+)
+def test_a_script_restarts_once_for_huge_pages_and_keeps_its_arguments(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import dataclasses, os, sys\n"
+        "from spikernel_jax import cli\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Options:\n"
+        "    word: str\n"
+        "def body(options):\n"
+        "    print(options.word, os.getpid(), os.environ['GLIBC_TUNABLES'])\n"
+        "cli.main(Options, body, '')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    for given, there in ((None, machine._HUGE_PAGES), ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0")):
+        changed = environment | {"PYTHONPATH": str(EXPERIMENTS.parent)} | ({"GLIBC_TUNABLES": given} if given else {})
+        with subprocess.Popen(
+            [sys.executable, script, "--word", "a b"], env=changed, stdout=subprocess.PIPE, text=True
+        ) as process:
+            out, _ = process.communicate(timeout=100)
+        assert out.split() == ["a", "b", str(process.pid), there]
