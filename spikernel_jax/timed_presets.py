@@ -20,7 +20,7 @@ import numpy as np
 from spikernel_jax import cost
 from spikernel_jax.data import DATASETS
 from spikernel_jax.genotype import CellSpace
-from spikernel_jax.recipe import TrainConfig
+from spikernel_jax.recipe import TrainConfig, named_recipe
 from spikernel_jax.spec import NetworkSpec
 
 PARAMETER_LIMIT = 10_000_000  # of the published networks that ours are compared with
@@ -110,14 +110,13 @@ def _presets(data: str, named: dict[str, Timed]) -> dict[str, Timed]:
 
 
 _RECIPE = TrainConfig(
-    epochs=200, batch_size=256, learning_rate=0.2, warmup=0.1, final_fraction=0.0, optimiser="nesterov",
-    decayed="kernels", loss="tet", label_smoothing=0.1, cutout=8,
+    epochs=200, batch_size=64, final_fraction=0.0, label_smoothing=0.1, **named_recipe("tuned"),
 )  # fmt: skip
-_CPU_RECIPE = dataclasses.replace(_RECIPE, batch_size=64, learning_rate=0.1, weight_decay=2e-4, cutout=0)
-_DIGITS_RECIPE = dataclasses.replace(_RECIPE, epochs=150, batch_size=32, learning_rate=0.05, cutout=0)
+_DIGITS_RECIPE = dataclasses.replace(_RECIPE, epochs=150, batch_size=32)
+_H100_RECIPE = dataclasses.replace(_RECIPE, batch_size=256, cutout=8, precision="bfloat16")
 
-_H100 = Timed(_RECIPE, minutes=9.0)
-_CPU_HOUR = Timed(_CPU_RECIPE, channels=32, time_steps=2, stem_stride=2, minutes=58.0)
+_H100 = Timed(_H100_RECIPE, minutes=9.0)
+_CPU_HOUR = Timed(_RECIPE, channels=32, time_steps=2, stem_stride=2, minutes=58.0)
 _CPU_DIGITS = Timed(_DIGITS_RECIPE, channels=16, time_steps=2, minutes=9.5)
 
 TIMED_PRESETS: dict[str, dict[str, Timed]] = {
