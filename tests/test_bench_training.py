@@ -34,9 +34,12 @@ CELLS = (CELL, "0>1:avgpool 0>2:conv3 0>3:conv1 1>3:conv3 2>3:skip", "0>3:conv3"
 
 
 def equations(jaxpr: Any) -> Any:
-    """All equations, those of inner programs too."""
+    """All equations, those of inner programs too; of a choice between platforms the default's."""
     for equation in jaxpr.eqns:
         yield equation
+        if equation.primitive.name == "cond":
+            yield from equations(equation.params["branches"][-1].jaxpr)
+            continue
         for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
             if inner := getattr(value, "jaxpr", value if hasattr(value, "eqns") else None):
                 yield from equations(inner)

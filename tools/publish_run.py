@@ -17,7 +17,8 @@ from spikernel_jax import cli
 from spikernel_jax.files import atomic_folder
 from spikernel_jax.runs import RunFolder
 
-KEPT = ("config.json", "summary.json", "report.md", "figures", "tables")
+NEEDED = ("config.json", "report.md", "tables")  # of a finished run
+KEPT = (*NEEDED, "summary.json", "figures")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ def publish(options: Options) -> None:
         something that is no earlier copy.
     """
     run = RunFolder.open(options.run)
-    if missing := [name for name in KEPT if not (run.path / name).exists()]:
+    if missing := [name for name in NEEDED if not (run.path / name).exists()]:
         raise ValueError(f"{run.path} is not finished: it has no {', '.join(missing)}")
     source = run.path.resolve()
     target = options.results.resolve() / source.name
@@ -54,7 +55,8 @@ def publish(options: Options) -> None:
     with atomic_folder(target) as fresh:
         fresh.mkdir()
         for name in KEPT:
-            _publish_file(source / name, fresh / name)
+            if (source / name).exists():
+                _publish_file(source / name, fresh / name)
     cli.say(f"published {target}")
 
 
