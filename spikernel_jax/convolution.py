@@ -1,7 +1,8 @@
 """Convolution, and the ways in which it is fast on a CPU: for few channels, and the gradient for the kernel.
 
 Measured with jaxlib 0.10 on two cores: XLA's convolution reaches the rate of matrix products from 32 channels on, and
-a fifth to a half of it below; its gradient for a 3×3 kernel reaches a fifth to a half of it and runs on one core.
+a fifth to a half of it below. Its gradient for the kernel is as fast in a program's top level, but a hundredth of that
+in a `lax.scan`, even of one step, and there training lives.
 """
 
 import math
@@ -26,7 +27,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
     gradients are computed in the narrow type too; the kernel's comes in the kernel's.
     """
     x_NHWC = x.reshape(-1, *x.shape[-3:])
-    y = _same(x_NHWC, kernel) if stride == 1 else _direct(x_NHWC, kernel, (stride, stride))
+    y = _same(stride, x_NHWC, kernel)
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
@@ -47,7 +48,9 @@ def _direct(x_NHWC: Array, kernel: Array, strides: tuple[int, int] = (1, 1)) -> 
     )
 
 
-def _forwards(x_NHWC: Array, kernel: Array) -> Array:
+def _forwards(stride: int, x_NHWC: Array, kernel: Array) -> Array:
+    if stride > 1:
+        return _direct(x_NHWC, kernel, (stride, stride))
     if kernel.shape[0] == 1:
         return jnp.matmul(x_NHWC, kernel[0, 0].astype(x_NHWC.dtype), preferred_element_type=_sums(x_NHWC))
     pixels = math.gcd(_WIDE // kernel.shape[3], x_NHWC.shape[2]) if max(kernel.shape[2:]) < _WIDE else 1
@@ -71,41 +74,45 @@ def _side_by_side(pixels: int, x_NHWC: Array, kernel: Array) -> Array:
     return _direct(x_NHWC, wide, (1, pixels)).reshape(*x_NHWC.shape[:3], -1)
 
 
-def _backwards(inputs: tuple[Array, Array], g_NHWC: Array) -> tuple[Array, Array]:
+def _backwards(stride: int, inputs: tuple[Array, Array], g_NHWC: Array) -> tuple[Array, Array]:
     x_NHWC, kernel = inputs
-    k = kernel.shape[0]
     g_NHWC = g_NHWC.astype(x_NHWC.dtype)  # a gradient of two types at once is not XLA's
-    dx_NHWC = _forwards(g_NHWC, kernel[::-1, ::-1].swapaxes(2, 3))
+    pad = (kernel.shape[0] - 1) // 2
+
+    def convolved(x_NHWC: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(
+            x_NHWC, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    if stride == 1:
+        dx_NHWC = _forwards(1, g_NHWC, kernel[::-1, ::-1].swapaxes(2, 3)).astype(x_NHWC.dtype)
+    else:
+        narrow = kernel.astype(x_NHWC.dtype)
+        (dx_NHWC,) = jax.linear_transpose(lambda x_NHWC: convolved(x_NHWC, narrow), x_NHWC)(g_NHWC)
 
     def by_xla(x_NHWC: Array, g_NHWC: Array) -> Array:
-        pad = (k - 1) // 2
-
-        def convolved(kernel: Array) -> Array:
-            return lax.conv_general_dilated(
-                x_NHWC, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-
-        (dkernel,) = jax.linear_transpose(convolved, jnp.zeros(kernel.shape, x_NHWC.dtype))(g_NHWC)
+        zeros = jnp.zeros(kernel.shape, x_NHWC.dtype)
+        (dkernel,) = jax.linear_transpose(lambda kernel: convolved(x_NHWC, kernel), zeros)(g_NHWC)
         return dkernel.astype(kernel.dtype)
 
     def by_patches(x_NHWC: Array, g_NHWC: Array) -> Array:
-        return _kernel_gradient(x_NHWC, g_NHWC, k).astype(kernel.dtype)
+        return _kernel_gradient(x_NHWC, g_NHWC, kernel.shape[0], stride).astype(kernel.dtype)
 
-    fast = {"cpu": by_patches} if k <= 3 else {}
-    return dx_NHWC.astype(x_NHWC.dtype), lax.platform_dependent(x_NHWC, g_NHWC, **fast, default=by_xla)
+    return dx_NHWC, lax.platform_dependent(x_NHWC, g_NHWC, cpu=by_patches, default=by_xla)
 
 
-def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, k: int) -> Array:
+def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, k: int, stride: int) -> Array:
     """Gradient for the kernel: products of gradients and patches, of as many images at once as fit a core's cache."""
-    n, h, w, c_in = x_NHWC.shape
-    c_out, pad = g_NHWC.shape[3], (k - 1) // 2
+    n, h, w, c_out = g_NHWC.shape
+    c_in, pad = x_NHWC.shape[3], (k - 1) // 2
     fit = max(1, _PATCH_BYTES // (h * w * k * k * c_in * x_NHWC.dtype.itemsize))
     together = next(size for size in range(min(n, fit), 0, -1) if n % size == 0)
+    down, across = ([slice(i, i + stride * size - stride + 1, stride) for i in range(k)] for size in (h, w))
 
     def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
         x, g = (part.astype(total.dtype) for part in piece)  # not every product of bfloat16 is there on a CPU
         x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        patches = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(k) for j in range(k)], -1)
+        patches = jnp.concatenate([x[:, rows, columns] for rows in down for columns in across], -1)
         # The narrow one to the left: the other way round takes twice as long.
         return total + jnp.einsum("nhwo,nhwp->op", g, patches), None
 
@@ -114,5 +121,5 @@ def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, k: int) -> Array:
     return total.T.reshape(k, k, c_in, c_out)
 
 
-_same = jax.custom_vjp(_forwards)
-_same.defvjp(lambda x_NHWC, kernel: (_forwards(x_NHWC, kernel), (x_NHWC, kernel)), _backwards)
+_same = jax.custom_vjp(_forwards, nondiff_argnums=(0,))
+_same.defvjp(lambda stride, x_NHWC, kernel: (_forwards(stride, x_NHWC, kernel), (x_NHWC, kernel)), _backwards)

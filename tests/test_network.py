@@ -501,9 +501,18 @@ def test_every_operation_keeps_the_contract(code):
 def test_conv(k, stride, size):
     rng = np.random.default_rng(k)
     x, kernel = rng.normal(size=(2, 2, *size, 3)), rng.normal(size=(k, k, 3, 4))
+    want = conv_oracle(x, kernel, stride)
+    g = rng.normal(size=want.shape)
     with jax.enable_x64(True):
-        ours = convolution.conv(jnp.asarray(x), jnp.asarray(kernel), stride)
-    np.testing.assert_allclose(ours, conv_oracle(x, kernel, stride), rtol=1e-10, atol=1e-12)
+        ours, backwards = jax.vjp(lambda *a: convolution.conv(*a, stride), jnp.asarray(x), jnp.asarray(kernel))
+        dx, dkernel = map(np.asarray, backwards(jnp.asarray(g)))
+    np.testing.assert_allclose(ours, want, rtol=1e-10, atol=1e-12)
+    for _ in range(3):  # linear in each: the gradients are the transposes
+        x_too, kernel_too = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
+        np.testing.assert_allclose((dx * x_too).sum(), (g * conv_oracle(x_too, kernel, stride)).sum(), rtol=1e-9)
+        np.testing.assert_allclose(
+            (dkernel * kernel_too).sum(), (g * conv_oracle(x, kernel_too, stride)).sum(), rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize(("channels", "width"), [((3, 1), 8), ((8, 8), 12), ((8, 16), 6), ((16, 16), 7), ((16, 32), 8)])
