@@ -27,7 +27,9 @@ from spikernel_jax import cli, timed_training
 from spikernel_jax.timed_presets import Timed, get_timed_preset
 
 _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
-_OF_RECIPE = ("epochs", "batch_size", "learning_rate")
+_OF_RECIPE = (
+    "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "trivial", "cutout", "mix", "ema",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,20 @@ class Options:
     """Images a step."""
     learning_rate: float | None = None
     """The largest of the schedule."""
+    weight_decay: float | None = None
+    """Of all weights; with Muon and AdamW, times the learning rate."""
+    label_smoothing: float | None = None
+    """Share of the target that goes to all classes alike."""
+    trivial: bool = False
+    """TrivialAugment too."""
+    cutout: int | None = None
+    """Side of a black square, in pixels; 0 is none."""
+    mix: str | None = None
+    """none, mixup or cutmix."""
+    ema: float | None = None
+    """Decay a step of the moving average of weights that is evaluated; 0 is none."""
+    all_images: bool = False
+    """Train on the validation images too, once all is chosen; validation accuracy tells nothing then."""
     limit_train: int | None = None
     """Training images."""
     limit_validation: int | None = None
@@ -83,7 +99,9 @@ def settings(options: Options) -> tuple[str, Timed]:
     preset = get_timed_preset(options.data, name)
     fields = {field.name for field in dataclasses.fields(preset)} - {"training"}
     given: dict[str, Any] = {
-        field: value for field in (*fields, *_OF_RECIPE) if (value := getattr(options, field, None)) is not None
+        field: value
+        for field in (*fields, *_OF_RECIPE)
+        if (value := getattr(options, field, None)) is not None and value is not False  # a flag that is not given
     }
     if given.get("minutes") == math.inf:
         given["minutes"] = None
@@ -103,7 +121,7 @@ def accuracy(options: Options) -> None:
     out = options.out or Path("runs") / f"accuracy-{options.data}-{name}-seed{options.seed}"
     result = timed_training.train_in_time(task, out)
     Console().print(
-        f"{options.data}: validation {100 * result['validation_accuracy']:.2f} %, "
+        f"{options.data}: {task.validation_name} {100 * result['validation_accuracy']:.2f} %, "
         f"test {100 * result['test_accuracy']:.2f} %, {result['parameters']:,} parameters, T = {preset.time_steps}, "
         f"{result['epochs']} epochs; report: {out / 'report.md'}"
     )

@@ -43,6 +43,7 @@ class Timed:
       limit_train: training images used; None uses all.
       limit_validation: validation images used.
       limit_test: test images used.
+      all_images: train on the validation images too.
 
     Raises:
       ValueError: on minutes that are not above 0.
@@ -60,6 +61,7 @@ class Timed:
     limit_train: int | None = None
     limit_validation: int | None = None
     limit_test: int | None = None
+    all_images: bool = False
 
     def __post_init__(self) -> None:
         """Refuses a time that is none."""

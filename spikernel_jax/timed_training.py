@@ -94,6 +94,11 @@ class Task:
     say: Callable[[str], None]
 
     @property
+    def validation_name(self) -> str:
+        """What the accuracy on the validation images is to be called."""
+        return "validation (trained on)" if self.preset.all_images else "validation"
+
+    @property
     def steps(self) -> int:
         """Steps of an epoch."""
         return len(self.data.train.labels) // self.preset.training.batch_size
@@ -126,6 +131,10 @@ def open_task(
     spec, genotype = preset.network(data)
     limits = {name: getattr(preset, name) for name in ("limit_train", "limit_validation", "limit_test")}
     images = load_dataset(data, data_dir, **limits, clip=True)
+    if preset.all_images:
+        parts = (images.train, images.validation)
+        joined = Split(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels")))
+        images = dataclasses.replace(images, train=joined, source=f"{images.source}; trained on validation images too")
     if preset.training.batch_size > (available := len(images.train.labels)):
         raise ValueError(
             f"batch_size={preset.training.batch_size} is larger than the data: {available} training images"
@@ -291,7 +300,8 @@ def _train(task: Task, run: RunFolder, plan: dict[str, Any]) -> Model:
         left = float(each) * (config.epochs - record["epoch"])
         task.say(
             f"  epoch {record['epoch']}/{config.epochs}  loss {record['train_loss']:.3f}  "
-            f"train {100 * record['train_accuracy']:.1f} %  validation {100 * record['validation_accuracy']:.2f} %  "
+            f"train {100 * record['train_accuracy']:.1f} %  "
+            f"{task.validation_name} {100 * record['validation_accuracy']:.2f} %  "
             f"{record['seconds']:.1f} s  {_duration(left)} left"
         )
 
@@ -324,6 +334,8 @@ def _conclude(task: Task, run: RunFolder, plan: dict[str, Any], model: Model) ->
     there = run.read_json("summary.json") if path.exists() else {}
     resumed = len(run.read_json("config.json").get("resumed", ()))
     title = f"{task.data.name}, {task.preset_name}, seed {task.seed}, {len(task.data.train.labels):,} training images"
+    if task.preset.all_images:
+        title += ", those of validation too"
     figures.training_figure({task.preset.cell: records}, run.folder("figures") / "accuracy.png", title)
     summary = {
         "parameters": parameter_count(task.spec, task.genotype),
@@ -352,8 +364,9 @@ def _sections(task: Task, run: RunFolder, plan: dict[str, Any], summary: dict[st
         f"**{summary['parameters']:,} parameters**. Seed {task.seed}, n = 1 training.\n\n"
         "Recipe: " + ", ".join(f"{name} {value}" for name, value in recipe.items()) + "."
     )
+    validation = _per_cent(summary["validation_accuracy"], counts["validation"])
     accuracy = (
-        f"- validation, after the last epoch: {_per_cent(summary['validation_accuracy'], counts['validation'])}\n"
+        f"- {task.validation_name}, after the last epoch: {validation}\n"
         f"- test, touched once, after training: {_per_cent(summary['test_accuracy'], counts['test'])}\n\n"
         f'`load_model("{run.path / _MODEL}")` gives the model back.\n\n![validation accuracy](figures/accuracy.png)'
     )

@@ -189,6 +189,24 @@ def test_a_run_leaves_curve_test_model_and_page(finished):
         assert words in text, words
 
 
+def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):
+    out = tmp_path / "all"
+    start(*SMALL, "--minutes", "inf", "--all-images", "--ema", "0.5", "--mix", "cutmix", "--out", str(out))
+    config = files.read_json(out / "config.json")["config"]
+    assert config["images"] == {"train": 96, "validation": 32, "test": 32}
+    assert {name: config["settings"]["training"][name] for name in ("ema", "mix")} == {"ema": 0.5, "mix": "cutmix"}
+    assert capsys.readouterr().out.count("validation (trained on)") == 3  # two epochs and the end
+    text = (out / "report.md").read_text()
+    assert "- validation (trained on), after" in text
+    assert "trained on validation images too" in text
+    task = timed_training.open_task(
+        "mnist5k", "smoke", dataclasses.replace(get_timed_preset("mnist5k", "smoke"), all_images=True)
+    )
+    alone = load_dataset("mnist5k", **LIMITS)
+    np.testing.assert_array_equal(task.data.train.images[64:], alone.validation.images)
+    np.testing.assert_array_equal(task.data.train.labels[64:], alone.validation.labels)
+
+
 def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
     """Timed steps change nothing; the plan is there before the first real step; nothing else is left behind."""
     out, plans = tmp_path / "planned", []
@@ -292,6 +310,8 @@ def test_a_damaged_plan_is_one_line(finished, tmp_path, capsys):
         (["--time-steps", "0"], "time_steps=0"),
         (["--batch-size", "65"], "batch_size=65 is larger than the data: 64 training images"),
         (["--learning-rate", "0"], "learning_rate=0.0"),
+        (["--ema", "1"], "ema=1.0 must be in [0, 1)"),
+        (["--mix", "cut"], "mix='cut' is unknown"),
         (["--cell", "0>3:conv4"], "4"),
         (["--cell", "0>1:conv3"], "0>3"),
         (["--norm", "batch"], "norm='batch' is unknown"),

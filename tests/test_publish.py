@@ -71,6 +71,23 @@ def test_publishes_without_checkpoints_and_paths(tmp_path):
     assert (there / "report.md").read_text() == text
 
 
+def test_a_training_is_published_with_the_log_of_its_epochs(tmp_path):
+    run = finished_run(tmp_path / "runs" / "a")
+    shutil.rmtree(run / "tables")
+    with pytest.raises(ValueError, match=r"is not finished: it has no tables or training/metrics\.jsonl"):
+        publish(run, tmp_path / "results")
+    (run / "training" / "state").mkdir(parents=True)
+    (run / "training" / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    (run / "plan.json").write_text('{"epochs": 1}')
+    for _ in range(2):  # the second replaces the first
+        publish(run, tmp_path / "results")
+        there = contents(tmp_path / "results" / "a")
+        assert set(there) == {
+            "config.json", "summary.json", "report.md", "figures/f.png", "plan.json", "training/metrics.jsonl"
+        }  # fmt: skip
+        assert there["training/metrics.jsonl"] == b'{"epoch": 1}\n'
+
+
 def test_a_new_copy_replaces_the_old_one(tmp_path, monkeypatch):
     run = finished_run(tmp_path / "runs" / "a")
     publish(run, tmp_path / "results")

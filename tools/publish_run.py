@@ -17,8 +17,9 @@ from spikernel_jax import cli
 from spikernel_jax.files import atomic_folder
 from spikernel_jax.runs import RunFolder
 
-NEEDED = ("config.json", "report.md", "tables")  # of a finished run
-KEPT = (*NEEDED, "summary.json", "figures")
+NEEDED = ("config.json", "report.md")  # of a finished run
+MEASURED = ("tables", "training/metrics.jsonl")  # one of them too
+KEPT = (*NEEDED, *MEASURED, "plan.json", "summary.json", "figures")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,10 @@ def publish(options: Options) -> None:
         something that is no earlier copy.
     """
     run = RunFolder.open(options.run)
-    if missing := [name for name in NEEDED if not (run.path / name).exists()]:
+    missing = [name for name in NEEDED if not (run.path / name).exists()]
+    if not any((run.path / name).exists() for name in MEASURED):
+        missing.append(" or ".join(MEASURED))
+    if missing:
         raise ValueError(f"{run.path} is not finished: it has no {', '.join(missing)}")
     source = run.path.resolve()
     target = options.results.resolve() / source.name
@@ -49,13 +53,15 @@ def publish(options: Options) -> None:
         raise ValueError(f"{run.path} and its copy {target} would overlap: choose another --results")
     if os.path.lexists(target):
         ours = target.is_dir() and not target.is_symlink()
-        if not ours or any(entry.name not in KEPT for entry in target.iterdir()):
+        tops = {Path(name).parts[0] for name in KEPT}
+        if not ours or any(entry.name not in tops for entry in target.iterdir()):
             raise ValueError(f"{target} is there and is no published run: move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as fresh:
         fresh.mkdir()
         for name in KEPT:
             if (source / name).exists():
+                (fresh / name).parent.mkdir(exist_ok=True)
                 _publish_file(source / name, fresh / name)
     cli.say(f"published {target}")
 
