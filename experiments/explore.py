@@ -26,6 +26,7 @@ def explore(options: Options) -> None:
         console.print(report.impact_table(pipeline.impact(job)))
         console.print(report.finalists_table(ranking.search_sets(job, pipeline.kernel_sets(job))))
         pipeline.train_finalists(job)
+        pipeline.train_baselines(job)
         console.print(report.tradeoff_table(pipeline.choose_model(job)))
 
 

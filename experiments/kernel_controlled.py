@@ -36,7 +36,7 @@ class Options(cli.Shared, cli.ImpactOptions, cli.TrainingOptions):
     seeds: int = 3
     """Trainings of each network."""
     epochs: int | None = None
-    """Epochs of each; default the preset's of step 1."""
+    """Epochs of each; default the preset's."""
     channels: int | None = None
     """Width C of all networks at equal width, and of the reference; default the preset's."""
     parameters: int | None = None
@@ -54,8 +54,8 @@ def open_comparison(options: Options) -> tuple[Job, controlled.Plan]:
         name,
         kernel_sizes=tuple(sorted(options.kernel_sizes)) or None,
         impact_cell=options.cell,
-        impact_seeds=options.seeds,
-        impact_epochs=options.epochs,
+        seeds=options.seeds,
+        epochs=options.epochs,
         channels=options.channels,
         bits=options.bits,
         limit_train=options.limit_train,

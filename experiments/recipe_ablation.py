@@ -37,7 +37,7 @@ class Options(cli.Shared):
     seeds: int = 3
     """Trainings of each row."""
     epochs: int | None = None
-    """Epochs of each; default the preset's of step 1."""
+    """Epochs of each; default the preset's."""
     limit_train: int | None = None
     """Training images; default the preset's."""
     channels: int | None = None
@@ -62,7 +62,7 @@ def open_ablation(options: Options) -> tuple[Job, ablation.Base, list[ablation.R
     preset = get_preset(
         data,
         name,
-        impact_epochs=options.epochs,
+        epochs=options.epochs,
         limit_train=options.limit_train,
         channels=options.channels,
         time_steps=options.time_steps,

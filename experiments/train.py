@@ -1,8 +1,9 @@
-"""Step 3, training: trains each kernel set's finalist in full and exports it.
+"""Step 3, training: trains each kernel set's finalist and the baselines alike, and exports the finalists.
 
     python experiments/train.py --out runs/mnist5k-cpu-seed0        # after search.py
 
-Leaves finalists/NAME/checkpoint, tables/finalists.parquet and figures/training.png in the run folder.
+Leaves finalists/NAME/checkpoint, tables/finalists.parquet, tables/baselines.parquet and figures/training.png in the
+run folder.
 """
 
 import dataclasses
@@ -18,12 +19,13 @@ class Options(cli.Shared, cli.TrainingOptions):
 
 
 def train(options: Options) -> None:
-    """Trains the finalists."""
+    """Trains finalists and baselines."""
     job = cli.open_job(options, needs=("search", "experiments/search.py"))
     with job.run.lock():
-        table = pipeline.train_finalists(job)
-    columns = ("name", "genotype", "validation_accuracy", "test_accuracy", "memory_bytes")
-    Console().print(report.markdown_table(table, columns))
+        tables = pipeline.train_finalists(job), pipeline.train_baselines(job)
+    columns = ("name", "genotype", "seed", "validation_accuracy", "test_accuracy", "memory_bytes")
+    for table in tables:
+        Console().print(report.markdown_table(table, columns))
 
 
 if __name__ == "__main__":

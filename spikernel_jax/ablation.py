@@ -173,12 +173,12 @@ def make_base(data: str, preset: Preset, recipe: str) -> Base:
 
     Args:
       data: a known data set.
-      preset: its cell (at 3x3), network, batch size and epochs of step 1 are used.
+      preset: its cell (at 3x3), network, batch size and epochs are used.
       recipe: a name in `recipe.RECIPES`.
     """
     space, genotypes = impact_genotypes((_KERNEL, 5), preset.impact_cell)
     spec = preset.network(data, DATASETS[data].num_classes, space)
-    return Base(spec, preset.training(data, preset.impact_epochs, recipe), genotypes)
+    return Base(spec, preset.training(data, recipe), genotypes)
 
 
 def ablate(job: Job, base: Base, rows: Sequence[Row], seeds: Sequence[int], deadline: float) -> "pl.DataFrame":

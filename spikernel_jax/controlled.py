@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from spikernel_jax import cost, figures, report, trials
 from spikernel_jax.data import DATASETS
-from spikernel_jax.files import read_json, write_json
 from spikernel_jax.jobs import Job, impact_genotypes, timed
 from spikernel_jax.presets import Preset
 from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import evaluate
 from spikernel_jax.trials import Trial, columns, interval, parameters_at, points, width_for
 
 if TYPE_CHECKING:
@@ -90,11 +88,11 @@ def make_plan(data: str, preset: Preset, recipe: str, parameters: int | None = N
     sizes = tuple(sorted(preset.kernel_sizes))
     if REFERENCE not in sizes or len(sizes) < 2:
         raise ValueError(f"--kernel-sizes {sizes}: want {REFERENCE}, the reference, and at least one other, as 1 3 5 7")
-    if not 3 <= preset.impact_seeds <= 1000:
-        raise ValueError(f"--seeds {preset.impact_seeds} must be from 3 to 1000: an interval needs a few trainings")
+    if not 3 <= preset.seeds <= 1000:
+        raise ValueError(f"--seeds {preset.seeds} must be from 3 to 1000: an interval needs a few trainings")
     space, genotypes = impact_genotypes(sizes, preset.impact_cell)
     spec = preset.network(data, DATASETS[data].num_classes, space)
-    config = preset.training(data, preset.impact_epochs, recipe)
+    config = preset.training(data, recipe)
     cost.costs(spec, genotypes[REFERENCE][None], preset.bits)  # refuses bits
     if parameters is None:
         parameters = parameters_at(spec, genotypes[REFERENCE], spec.channels)
@@ -131,7 +129,7 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
 
     started = time.perf_counter()
     preset, run = job.preset, job.run
-    seeds = range(job.seed * 1000, job.seed * 1000 + preset.impact_seeds)
+    seeds = range(job.seed * 1000, job.seed * 1000 + preset.seeds)
     rows = list(plan.rows(seeds))
     # Seed by seed, so that the time left rests on measurements of every network early on.
     trainings = {
@@ -139,7 +137,7 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
         for seed, network in sorted({(seed, network) for _, network, seed in rows})
     }
     job.say(
-        f"{preset.impact_cell!r}: {len(trainings)} trainings of {preset.impact_epochs} epochs; the reference has "
+        f"{preset.impact_cell!r}: {len(trainings)} trainings of {preset.epochs} epochs; the reference has "
         f"{plan.parameters:,} parameters"
     )
     for name, widths in plan.widths.items():
@@ -149,7 +147,7 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
         training: trials.run(job, trial, clock, f"{number}/{len(trainings)}")
         for number, (training, trial) in enumerate(trainings.items(), start=1)
     }
-    test = {training: _test(job, trial) for training, trial in trainings.items()}
+    test = {training: trials.tested(job, trial) for training, trial in trainings.items()}
     table = pl.DataFrame([
         {
             "comparison": name, "kernel_size": network.kernel_size, "channels": network.channels, "seed": seed,
@@ -163,7 +161,7 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
     run.update_summary(kernel_controlled=summary.to_dicts(), reference_parameters=plan.parameters)
     title = (
         f"Kernel size, {job.data.name}, {len(job.data.train.labels):,} training and "
-        f"{len(job.data.validation.labels):,} validation images, {preset.impact_epochs} epochs"
+        f"{len(job.data.validation.labels):,} validation images, {preset.epochs} epochs"
     )
     figures.controlled_figure(table, run.folder("figures") / "kernel_controlled.png", title)
     report.write_report(run, _sections(job, plan, summary))
@@ -249,8 +247,8 @@ def _sections(job: Job, plan: Plan, summary: "pl.DataFrame") -> list[tuple[str, 
     preset = job.preset
     about = (
         f"{job.data.source}\n\nCell `{preset.impact_cell}`, K in {', '.join(map(str, plan.genotypes))}, T = "
-        f"{preset.time_steps}, {preset.impact_epochs} epochs, batch {preset.batch_size}, recipe "
-        f"{job.options['recipe']}, seed {job.seed}, n = {preset.impact_seeds} trainings a network. K is the size of "
+        f"{preset.time_steps}, {preset.epochs} epochs, batch {preset.batch_size}, recipe "
+        f"{job.options['recipe']}, seed {job.seed}, n = {preset.seeds} trainings a network. K is the size of "
         f"the cells' convolutions alone: **stem and transition are 3x3 in all networks**. Equal width is C = "
         f"{plan.spec.channels}; at equal parameters C comes "
         f"nearest to {plan.parameters:,} parameters. A network in both comparisons is trained once."
@@ -269,11 +267,3 @@ def _sections(job: Job, plan: Plan, summary: "pl.DataFrame") -> list[tuple[str, 
         ("Cost", what + cost_markdown(summary, preset.bits)),
         ("Test accuracy", "Touched once, after all trainings.\n\n" + accuracy_markdown(summary, "test")),
     ]
-
-
-def _test(job: Job, trial: Trial) -> float:
-    """Test accuracy of a trained network; asked for once, and then kept in its folder."""
-    path = trials.folder(job, trial) / "test.json"
-    if not path.exists():
-        write_json(path, {"test_accuracy": evaluate(trials.fit(job, trial), job.data.test)})
-    return float(read_json(path)["test_accuracy"])

@@ -18,10 +18,11 @@ on until the last node, or feedback, that reads it.
 
 Energy, after the field's 45 nm, 32-bit figures (Horowitz, ISSCC 2014): 4.6 pJ a multiply-accumulate (the
 stem, whose input is an image, computed once) and 0.9 pJ a synaptic operation. Synaptic operations are
-counted as spikes times fan-out (k·k·C_out for a convolution, borders included). Not counted: batch norm,
+counted as spikes times fan-out (k·k·C_out for a convolution, less what falls on padding). Not counted: batch norm,
 sums, skips and average pooling, whether these hand on currents or spikes.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -111,41 +112,70 @@ def _size(layer: Layer) -> int:
     return weights + (2 * layer.c_out if layer.norm else layer.c_out * layer.bias)
 
 
-def fan_out(spec: NetworkSpec, genotype: ArrayLike) -> dict[str, int]:
-    """Connections that one spike of each LIF site drives, for one genotype [E] or [2, E]; 0 of shortcuts alone."""
+def _taps(size: tuple[int, int], k: int, stride: int = 1) -> NDArray[np.int64]:
+    """How many pixels each output of a SAME convolution reads, [H, W] of the outputs; padding is not read.
+
+    With stride 1 also how many outputs each pixel reaches.
+    """
+    pad = (k - 1) // 2
+
+    def along(n: int) -> NDArray[np.int64]:
+        at = np.arange(0, n, stride)
+        return np.minimum(at, pad) + 1 + np.minimum(n - 1 - at, pad)
+
+    return np.outer(*map(along, size))
+
+
+def fan_out(spec: NetworkSpec, genotype: ArrayLike) -> dict[str, NDArray[np.int64]]:
+    """Connections that one spike of each LIF site drives, by the place of its neuron.
+
+    Args:
+      spec: the network.
+      genotype: one, [E] or [2, E].
+
+    Returns:
+      int64 [H, W] by site, all channels alike; [1, 1] for the head's. Near a border taps of a kernel fall on padding,
+      and are none. 0 of shortcuts alone.
+    """
     space = spec.space
-    result = {}
+    result: dict[str, NDArray[np.int64]] = {}
     for index, (cell, codes) in enumerate(zip(CELLS, spec.codes(np.asarray(genotype)), strict=True)):
+        size = spec.cell_size(index)
         for (source, _), code in zip(space.edges, codes, strict=True):
             if spec.reads_spikes(code):
-                k, site = space.kernel_size(code) or 0, f"{cell}.node{source}"
-                result[site] = result.get(site, 0) + k * k * spec.cell_channels(index)
-    result["transition"] = 9 * spec.cell_channels(1)
-    result["last"] = spec.head_hidden if spec.head == "snasnet" else spec.outputs
+                site, k = f"{cell}.node{source}", space.kernel_size(code)
+                reached = _taps(size, k) * spec.cell_channels(index) if k else np.zeros(size, np.int64)
+                result[site] = result.get(site, 0) + reached
+    result["transition"] = _taps(spec.cell_size(0), 3) * spec.cell_channels(1)
+    last = np.full(spec.cell_size(1), spec.head_hidden if spec.head == "snasnet" else spec.outputs)
     if spec.head == "snasnet":
-        result["head"] = spec.outputs
+        h, w = (side * spec.head_pool for side in spec.pooled_size)
+        last[h:], last[:, w:] = 0, 0  # what pooling leaves over
+        result["head"] = np.full((1, 1), spec.outputs)
+    result["last"] = last
     return result
 
 
-def synaptic_operations(spec: NetworkSpec, genotype: ArrayLike, spikes: dict[str, float]) -> float:
+def synaptic_operations(spec: NetworkSpec, genotype: ArrayLike, spikes: Mapping[str, ArrayLike]) -> float:
     """Synaptic operations of one image.
 
     Args:
       spec: the network.
       genotype: [E] or [2, E].
-      spikes: mean number of spikes of one image over all T steps, by LIF site.
+      spikes: mean number of spikes of one image over all T steps and channels, by LIF site: [H, W], or one number that
+        is spread evenly over the places.
 
     Returns:
-      Sum over sites of spikes times fan-out.
+      Sum over sites and places of spikes times fan-out.
     """
     fans = fan_out(spec, genotype)
-    return float(sum(count * fans[site] for site, count in spikes.items()))
+    places = {site: np.asarray(count, np.float64) for site, count in spikes.items()}
+    return float(sum((n * fans[s]).sum() if n.ndim else n * fans[s].mean() for s, n in places.items()))
 
 
 def stem_macs(spec: NetworkSpec) -> int:
-    """Multiply-accumulates of the stem, which is computed once an image."""
-    h, w = spec.cell_size(0)
-    return h * w * 9 * spec.image_shape[2] * spec.channels
+    """Multiply-accumulates of the stem, which is computed once an image; padding is not multiplied."""
+    return int(_taps(spec.image_shape[:2], 3, spec.stem_stride).sum()) * spec.image_shape[2] * spec.channels
 
 
 def energy_nj(spec: NetworkSpec, synops: float) -> float:

@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#B0B0B0"
 
 TRADEOFF_COLUMNS = (
-    "name", "kernel_set", "validation_accuracy", "test_accuracy", "memory_bytes", "on_front", "chosen",
+    "name", "role", "validation_accuracy", "test_accuracy", "memory_bytes", "on_front", "chosen",
 )  # fmt: skip
 
 
@@ -204,13 +204,13 @@ def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
 
 
 def tradeoff_figure(table: "pl.DataFrame", path: str | Path, title: str, budget: int | None) -> "Figure":
-    """Draws accuracy against memory, the Pareto front, the budget and the choice.
+    """Draws accuracy against memory, finalists and baselines, the finalists' Pareto front, the budget and the choice.
 
     The front and the choice go by validation accuracy; test accuracy is drawn beside it. The table has one
-    row for each trained model: `name`, `kernel_set`, `validation_accuracy`, `test_accuracy` (0 to 1; may be
-    null), `memory_bytes`, `on_front` and `chosen`. The budget is in bytes, or None.
+    row for each network: `name`, `role` (finalist, or which baseline), `validation_accuracy`, `test_accuracy`
+    (0 to 1; may be null), `memory_bytes`, `on_front` and `chosen`. The budget is in bytes, or None.
     """
-    names, sets, validation, test, memory, on_front, chosen = numeric_columns(table, TRADEOFF_COLUMNS)
+    names, roles, validation, test, memory, on_front, chosen = numeric_columns(table, TRADEOFF_COLUMNS)
     on_front, chosen = on_front.astype(bool), chosen.astype(bool)
     figure, (axis,) = _new_figure(title, (8.2, 4.8))
     kib, validation, test = memory / 1024, 100 * validation, 100 * test
@@ -218,17 +218,17 @@ def tradeoff_figure(table: "pl.DataFrame", path: str | Path, title: str, budget:
     both = finite & np.isfinite(test)
     axis.vlines(kib[both], validation[both], test[both], color=GREY, linewidth=0.8, zorder=1)
     styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
-    for name, (colour, marker) in zip(sorted(set(sets.tolist())), styles, strict=False):
-        here = finite & (sets == name)
+    for role, (colour, marker) in zip(dict.fromkeys(roles.tolist()), styles, strict=False):
+        here = finite & (roles == role)
         style = {"marker": marker, "edgecolors": colour}
-        axis.scatter(kib[here], validation[here], s=44, c=colour, label=f"sizes {name}", zorder=3, **style)
+        axis.scatter(kib[here], validation[here], s=44, c=colour, label=role, zorder=3, **style)
         here &= both
         axis.scatter(kib[here], test[here], s=26, c="white", zorder=2, **style)
     front = np.flatnonzero(on_front & finite)
     front = front[np.lexsort((validation[front], kib[front]))]
     axis.step(
         kib[front], validation[front], where="post", color="black", linewidth=1, linestyle="--", zorder=1,
-        label="Pareto front (validation)",
+        label="finalists' front (validation)",
     )  # fmt: skip
     axis.scatter(
         kib[chosen & finite], validation[chosen & finite], s=190, facecolors="none", edgecolors="black",
@@ -249,8 +249,8 @@ def tradeoff_figure(table: "pl.DataFrame", path: str | Path, title: str, budget:
             textcoords="offset points", ha="center", va="bottom", zorder=6,
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.8} if lift else None,
         )  # fmt: skip
-    axis.set_xlabel("memory (KiB)")
-    axis.set_ylabel("accuracy (%): filled validation, open test")
+    axis.set_xlabel("memory (KiB), counted")
+    axis.set_ylabel("accuracy (%) in float32: filled validation, open test")
     _say_skipped(axis, int((~finite).sum()))
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     return _save(figure, path)

@@ -80,6 +80,16 @@ def _form(row: Row, avgpool: int) -> tuple[Any, ...]:
     return min(numbered(a) for a in itertools.product(*map(itertools.permutations, alike)))
 
 
+def most_alive(row: Row, first: int) -> int:
+    """Values alive at a forward cell's worst moment, of nodes from `first` on: one is summed up, others still read."""
+    used = [edge for edge, code in zip(FORWARD_EDGES, row, strict=True) if code != ZERO]
+
+    def beside(node: int) -> int:
+        return len({source for source, target in used if first <= source < node <= target})
+
+    return 1 + max(beside(node) for node in range(1, notation.NODES))
+
+
 @functools.cache
 def classes(counts: tuple[int, ...]) -> dict[Row, Row]:
     """The canonical row of each pruned forward row with `counts[i]` convolutions of its i-th size.
@@ -94,9 +104,10 @@ def classes(counts: tuple[int, ...]) -> dict[Row, Row]:
         grid = grid[(grid == code).sum(axis=1) == count]
     grid = grid[(prune(grid, FORWARD_EDGES) == grid).all(axis=1)]
 
-    def cost(row: Row) -> tuple[int, int, Row]:
+    def cost(row: Row) -> tuple[int, int, int, int, int, Row]:
         reads = {edge[0] for edge, code in zip(FORWARD_EDGES, row, strict=True) if FIRST_CONV <= code < avgpool}
-        return row.count(avgpool) + len(reads), len(FORWARD_EDGES) - row.count(ZERO), row
+        edges = len(FORWARD_EDGES) - row.count(ZERO)
+        return len(reads), most_alive(row, 0), most_alive(row, 1), row.count(avgpool), edges, row
 
     forms = {row: _form(row, avgpool) for row in map(tuple, grid.tolist())}
     best: dict[tuple[Any, ...], Row] = {}

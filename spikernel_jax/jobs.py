@@ -86,6 +86,25 @@ def settings_there(out: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return run.config, run.read_json(_OPTIONS) if (run.path / _OPTIONS).exists() else {}
 
 
+def default_options(preset: Preset, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Every option of the steps as the preset has it, where what is chosen leaves it free."""
+    sets = chosen.get("sets") or ()
+    sizes = chosen.get("kernel_sizes") or sorted({*preset.kernel_sizes, *itertools.chain.from_iterable(sets)})
+    ours = [list(kernel_set) for kernel_set in preset.sets or () if set(kernel_set) <= set(sizes)]
+    return {
+        "kernel_sizes": sizes,
+        "cell": preset.impact_cell,
+        "sets": ours if preset.sets and len(ours) == len(preset.sets) else None,
+        "keep": preset.keep,
+        "strategy": "halving",
+        "samples": 1000,
+        "fidelity": NAMES[0],
+        "memory_budget": tradeoff.parse_bytes(preset.memory_budget),
+        "bits": preset.bits,
+        "recipe": DEFAULT_RECIPE,
+    }
+
+
 def resolve(given: dict[str, Any], there: dict[str, Any], preset: Preset, *, override: bool = False) -> dict[str, Any]:
     """What a script runs with, of the options it takes: as given, else as remembered, else the default.
 
@@ -101,19 +120,8 @@ def resolve(given: dict[str, Any], there: dict[str, Any], preset: Preset, *, ove
     Raises:
       ValueError: if an option is given that an earlier script ran with another value of.
     """
-    measured = {*preset.kernel_sizes, *itertools.chain.from_iterable(given.get("sets") or ())}
-    defaults = {
-        "kernel_sizes": sorted(measured),
-        "cell": preset.impact_cell,
-        "sets": None,
-        "keep": "rule",
-        "strategy": "halving",
-        "samples": 1000,
-        "fidelity": NAMES[0],
-        "memory_budget": tradeoff.parse_bytes(preset.memory_budget),
-        "bits": preset.bits,
-        "recipe": DEFAULT_RECIPE,
-    }
+    chosen = there | {name: value for name, value in given.items() if value is not None}
+    defaults = default_options(preset, chosen)
     result = {}
     for name, value in given.items():
         if value is not None and not override and there.get(name, value) != value:
@@ -145,6 +153,9 @@ def _check_options(options: dict[str, Any], data: str, preset: Preset) -> None:
     sets = options["sets"]
     if sets is not None and len({tuple(s) for s in sets}) < len(sets):
         raise ValueError(f"--sets {sets}: one of them comes twice")
+    if sets is not None and "kernel_sizes" in options:
+        if missing := sorted({*itertools.chain.from_iterable(sets)} - {*options["kernel_sizes"]}):
+            raise ValueError(f"--sets {sets}: --kernel-sizes {options['kernel_sizes']} lacks {missing}; add them there")
     if sets is None and len(options.get("kernel_sizes", (1, 3))) < 2:
         raise ValueError(f"--kernel-sizes {options['kernel_sizes']}: one size makes no pairs; give two, or --sets")
     space = CellSpace((1,))  # the smallest cell has no convolutions
@@ -264,7 +275,8 @@ def open_job(
         run = RunFolder.join(out, config, first["state"])
     say(f"data: {images.source}")
     say(f"run folder: {run.path}")
-    return Job(run, images, settings, seed, options_there | resolved, say, processes)
+    every = default_options(settings, options_there | resolved) | options_there | resolved
+    return Job(run, images, settings, seed, every, say, processes)
 
 
 def open_experiment(

@@ -1,7 +1,8 @@
 """SpiKernel's steps on a run folder: impact, kernel sets, training, trade-off; the search is `ranking`.
 
-Each step reads what the one before it left, can be killed at any instant, and goes on where it was.
-Selection uses validation images only; the test split is evaluated once for each finalist, at the end.
+Each step reads what the one before it left, can be killed at any instant, and goes on where it was. Every network is
+trained by the same recipe, for as many epochs and over the same seeds, so that any two of them can be compared.
+Selection uses validation images only; the test split is evaluated once for each trained network.
 
 Source: Putra & Shafique, IEEE Embedded Systems Letters 17(3), 2025 (SpiKernel).
 """
@@ -9,46 +10,58 @@ Source: Putra & Shafique, IEEE Embedded Systems Letters 17(3), 2025 (SpiKernel).
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spikernel_jax import cost, figures, report, tradeoff
+from spikernel_jax import baselines, cost, figures, report, tradeoff, trials
 from spikernel_jax.checkpoint import load_model, save_model
+from spikernel_jax.data import DATASETS
 from spikernel_jax.files import read_jsonl
 from spikernel_jax.genotype import CellSpace
-from spikernel_jax.jobs import Job, Say, impact_genotypes, timed
-from spikernel_jax.model import Model
-from spikernel_jax.train import evaluate, measure_spikes, train
+from spikernel_jax.jobs import Job, impact_genotypes, timed
+from spikernel_jax.trials import Trial
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-def _epoch_line(say: Say, name: str, epochs: int) -> Callable[[dict[str, Any]], None]:
-    def line(record: dict[str, Any]) -> None:
-        say(
-            f"  {name}  epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.3f}  "
-            f"train {100 * record['train_accuracy']:.1f} %  "
-            f"validation {100 * record['validation_accuracy']:.1f} %  {record['seconds']:.1f} s"
-        )
+def _trainings(job: Job, cells: Mapping[str, tuple[CellSpace, Any]]) -> list[Trial]:
+    """The trainings of named cells, all seeds of one after another."""
+    preset, data = job.preset, job.data
+    config = preset.training(data.name, job.options["recipe"])
+    seeds = range(job.seed * 1000, job.seed * 1000 + preset.seeds)
+    return [
+        Trial(name, seed, preset.network(data.name, data.num_classes, space), tuple(np.asarray(row).tolist()), config)
+        for (name, (space, row)), seed in itertools.product(cells.items(), seeds)
+    ]
 
-    return line
+
+def _impact_trainings(job: Job) -> dict[int, list[Trial]]:
+    space, genotypes = impact_genotypes(job.options["kernel_sizes"], job.options["cell"])
+    return {k: _trainings(job, {f"unsearched-k{k}": (space, row)}) for k, row in genotypes.items()}
 
 
-def measured(job: Job, model: Model) -> dict[str, Any]:
-    """Parameters, memory, and what one validation image costs."""
-    row = np.asarray(model.genotype, np.int8)
-    total = cost.costs(model.spec, row[None], job.options["bits"])
-    synops = cost.synaptic_operations(model.spec, row, measure_spikes(model, job.data.validation))
+def _train(job: Job, trainings: Iterable[Trial]) -> dict[Trial, dict[str, Any]]:
+    """Trains what is not trained yet; results as `trials.run` gives them."""
+    trainings = list(trainings)
+    clock = trials.Clock(trainings)
     return {
-        "parameters": int(total.parameters[0]),
-        "memory_bytes": int(total.memory_bytes[0]),
-        "synops": synops,
-        "energy_nj": cost.energy_nj(model.spec, synops),
+        trial: trials.run(job, trial, clock, f"{number}/{len(trainings)}")
+        for number, trial in enumerate(trainings, start=1)
     }
+
+
+def _tested(job: Job, results: Mapping[Trial, Mapping[str, Any]], **columns: Any) -> list[dict[str, Any]]:
+    """Rows of a table of trained networks: what was measured of each, its test accuracy now too."""
+    names = ("validation_accuracy", "parameters", "memory_bytes", "synops", "energy_nj")
+    return [
+        {"name": trial.kind, **columns, "seed": trial.seed, **{name: result[name] for name in names},
+         "test_accuracy": trials.tested(job, trial)}
+        for trial, result in results.items()
+    ]  # fmt: skip
 
 
 def impact(job: Job) -> "pl.DataFrame":
@@ -60,30 +73,21 @@ def impact(job: Job) -> "pl.DataFrame":
     import polars as pl
 
     started = time.perf_counter()
-    preset, run = job.preset, job.run
-    cell = job.options["cell"]
-    space, genotypes = impact_genotypes(job.options["kernel_sizes"], cell)
-    spec = preset.network(job.data.name, job.data.num_classes, space)
-    config = preset.training(job.data.name, preset.impact_epochs, job.options["recipe"])
-    rows = []
+    run, by_size = job.run, _impact_trainings(job)
     job.remember("kernel_sizes", "cell", "bits", "recipe")
     job.say(
-        f"step 1, impact: {cell!r}, K in {space.kernel_sizes}, {preset.impact_seeds} seeds, "
-        f"recipe {job.options['recipe']}"
+        f"step 1, impact: {job.options['cell']!r}, K in {tuple(by_size)}, {job.preset.seeds} seeds, "
+        f"{job.preset.epochs} epochs, recipe {job.options['recipe']}"
     )
-    for (k, genotype), index in itertools.product(genotypes.items(), range(preset.impact_seeds)):
-        seed = job.seed * 1000 + index
-        name = f"k{k}-seed{seed}"
-        folder = run.path / "impact" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        model = train(spec, genotype, job.data, config, seed=seed, folder=folder, say=job.say)
-        accuracy = float(model.metrics["validation_accuracy"])
-        rows.append({"kernel_size": k, "seed": seed, "accuracy": accuracy, **measured(job, model)})
-        job.say(f"  {name}  validation {100 * accuracy:.1f} %  ({len(rows)} of "
-                f"{len(space.kernel_sizes) * preset.impact_seeds} trainings)")  # fmt: skip
-    table = pl.DataFrame(rows)
+    results = _train(job, itertools.chain.from_iterable(by_size.values()))
+    names = ("parameters", "memory_bytes", "synops", "energy_nj")
+    table = pl.DataFrame([
+        {"kernel_size": k, "seed": trial.seed, "accuracy": results[trial]["validation_accuracy"],
+         **{name: results[trial][name] for name in names}}
+        for k, trainings in by_size.items() for trial in trainings
+    ])  # fmt: skip
     run.write_table("impact", table)
-    title = f"Impact of the kernel size, {job.data.name}, n = {preset.impact_seeds} seeds"
+    title = f"Impact of the kernel size, {job.data.name}, n = {job.preset.seeds} seeds"
     figures.impact_figure(table, run.folder("figures") / "impact.png", title)
     timed(job, "impact", started)
     return table
@@ -125,69 +129,95 @@ def kernel_sets(job: Job) -> list[tuple[int, ...]]:
 
 
 def train_finalists(job: Job) -> "pl.DataFrame":
-    """Step 3, training: trains each set's finalist in full and exports it.
+    """Step 3, training: trains each set's finalist over all seeds, and exports it.
 
-    Leaves ``finalists/<name>/`` (exported ``checkpoint``, ``metrics.jsonl``), ``tables/finalists.parquet``
-    and ``figures/training.png``. A cell that won in several sets is trained once.
+    Leaves ``finalists/<name>/checkpoint`` (of the first seed), ``tables/finalists.parquet`` (a row for each set and
+    seed) and ``figures/training.png``. A cell that won in several sets is trained once.
     """
     import polars as pl
 
     started = time.perf_counter()
-    preset, run = job.preset, job.run
+    run = job.run
     wanted = ("kernel_set", "genotype", "score", "score_se", "finalist")
     table = run.read_table("search", "experiments/search.py", wanted).filter(pl.col("finalist"))
-    config = preset.training(job.data.name, preset.finalist_epochs, job.options["recipe"])
     job.remember("bits", "recipe")
-    job.say(f"step 3, training: {len(table)} finalists, {config.epochs} epochs each, recipe {job.options['recipe']}")
     names: dict[str, str] = {}
-    trained: dict[str, dict[str, Any]] = {}
-    rows = []
+    cells: dict[str, tuple[CellSpace, Any]] = {}
     for row in table.iter_rows(named=True):
-        text = row["genotype"]
-        if text not in names:
-            names[text] = "k" + row["kernel_set"].replace(",", "-")
-            folder = run.folder("finalists") / names[text]
-            folder.mkdir(exist_ok=True)
-            sizes = tuple(int(k) for k in row["kernel_set"].split(","))
-            space = CellSpace(sizes)
-            spec = preset.network(job.data.name, job.data.num_classes, space)
-            job.say(f"  {names[text]}: {text}")
-            model = train(
-                spec,
-                space.parse(text),
-                job.data,
-                config,
-                seed=job.seed,
-                folder=folder,
-                progress=_epoch_line(job.say, names[text], config.epochs),
-                say=job.say,
-            )
-            record = {"validation_accuracy": float(model.metrics["validation_accuracy"])}
-            record |= {"test_accuracy": evaluate(model, job.data.test), **measured(job, model)}
-            model = dataclasses.replace(
-                model, metrics=model.metrics | record | {"source": job.data.source, "score": row["score"]}
-            )
-            save_model(folder / "checkpoint", model)
-            trained[text] = record | {"checkpoint": f"finalists/{names[text]}/checkpoint"}
-        rows.append({
-            "name": names[text], "kernel_set": row["kernel_set"], "genotype": text,
-            "score": row["score"], "score_se": row["score_se"], **trained[text],
-        })  # fmt: skip
+        name = names.setdefault(row["genotype"], "k" + row["kernel_set"].replace(",", "-"))
+        if name not in cells:
+            space = CellSpace(tuple(int(k) for k in row["kernel_set"].split(",")))
+            cells[name] = space, space.parse(row["genotype"])
+    job.say(f"step 3, training: {len(cells)} finalists, {job.preset.seeds} seeds, {job.preset.epochs} epochs each")
+    for genotype, name in names.items():
+        job.say(f"  {name}: {genotype}")
+    trained = _tested(job, _train(job, _trainings(job, cells)))
+    scores = dict(table.select("genotype", "score").iter_rows())
+    for trial in _trainings(job, cells):
+        first = trial.seed == job.seed * 1000
+        if first:
+            _export(job, trial, scores[cells[trial.kind][0].explicit(trial.genotype)], trained)
+    rows = [
+        {"kernel_set": row["kernel_set"], "genotype": row["genotype"], "score": row["score"],
+         "score_se": row["score_se"], **result, "checkpoint": f"finalists/{result['name']}/checkpoint"}
+        for row in table.iter_rows(named=True)
+        for result in trained if result["name"] == names[row["genotype"]]
+    ]  # fmt: skip
     finalists = pl.DataFrame(rows)
     run.write_table("finalists", finalists)
-    curves = {name: read_jsonl(run.folder("finalists") / name / "metrics.jsonl") for name in names.values()}
+    curves = {trial.name: read_jsonl(trials.folder(job, trial) / "metrics.jsonl") for trial in _trainings(job, cells)}
     title = f"Training of the finalists, {job.data.name}"
     figures.training_figure(curves, run.folder("figures") / "training.png", title)
     timed(job, "training", started)
     return finalists
 
 
-def choose_model(job: Job) -> "pl.DataFrame":
-    """Step 4: accuracy against memory, the Pareto front, and the model chosen under the budget.
+def _export(job: Job, trial: Trial, score: float, trained: Iterable[Mapping[str, Any]]) -> None:
+    """Exports a trained network with its own accuracies and its cell's score."""
+    model = trials.fit(job, trial)
+    own = next(row for row in trained if (row["name"], row["seed"]) == (trial.kind, trial.seed))
+    record = {name: own[name] for name in own if name not in ("name", "seed")}
+    more = record | {"source": job.data.source, "score": score}
+    folder = job.run.folder("finalists") / trial.kind
+    folder.mkdir(exist_ok=True)
+    save_model(folder / "checkpoint", dataclasses.replace(model, metrics=model.metrics | more))
 
-    Both use validation accuracy; test accuracy is only reported. Memory is counted at this job's bits,
-    which need not be those of the search. Leaves ``tables/tradeoff.parquet``, ``figures/tradeoff.png``,
-    `chosen` in ``summary.json``, and ``report.md``.
+
+def train_baselines(job: Job) -> "pl.DataFrame":
+    """What the finalists are to be compared with, trained as they are: see `baselines.cells`.
+
+    Leaves ``tables/baselines.parquet``, a row for each cell and seed. Step 1's networks are those of step 1.
+    """
+    import polars as pl
+
+    started = time.perf_counter()
+    run = job.run
+    finalists = run.read_table("finalists", "experiments/train.py", ("name", "kernel_set", "genotype"))
+    unsearched, others = _impact_trainings(job), baselines.cells(job, finalists)
+    job.say(f"baselines: step 1's cell at every size, {', '.join(others)}; as many seeds and epochs")
+    rows = []
+    for k, trainings in unsearched.items():
+        space = trainings[0].spec.space
+        columns = {"role": baselines.UNSEARCHED, "kernel_set": str(k), "of": None}
+        columns["genotype"] = space.explicit(trainings[0].genotype)
+        rows += _tested(job, _train(job, trainings), **columns)
+    results = _train(job, _trainings(job, {name: (cell.space, cell.row) for name, cell in others.items()}))
+    for name, cell in others.items():
+        columns = {"role": cell.role, "kernel_set": cell.kernel_set, "of": cell.of}
+        columns["genotype"] = cell.space.explicit(cell.row)
+        rows += _tested(job, {t: r for t, r in results.items() if t.kind == name}, **columns)
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    run.write_table("baselines", table)
+    timed(job, "baselines", started)
+    return table
+
+
+def choose_model(job: Job) -> "pl.DataFrame":
+    """Step 4: accuracy against memory, the Pareto front of the finalists, and the one chosen under the budget.
+
+    Both use mean validation accuracy; test accuracy is only reported. Memory is counted at this job's bits,
+    which need not be those of the search. Leaves ``tables/tradeoff.parquet`` (a row for each finalist and baseline),
+    ``figures/tradeoff.png``, `chosen` and `search_helped` in ``summary.json``, and ``report.md``.
 
     Raises:
       tradeoff.NothingFitsError: one line, if no finalist fits.
@@ -197,38 +227,55 @@ def choose_model(job: Job) -> "pl.DataFrame":
     started = time.perf_counter()
     run = job.run
     budget, bits = job.options["memory_budget"], job.options["bits"]
-    wanted = ("name", "kernel_set", "genotype", "validation_accuracy", "test_accuracy", "parameters", "checkpoint")
-    table = run.read_table("finalists", "experiments/train.py", wanted)
+    wanted = ("name", "kernel_set", "genotype", "seed", "validation_accuracy", "test_accuracy", "parameters")
+    by_seed = {
+        "finalists": run.read_table("finalists", "experiments/train.py", (*wanted, "checkpoint")),
+        "baselines": run.read_table("baselines", "experiments/train.py", (*wanted, "role", "of")),
+    }
+    finalists = by_seed["finalists"].unique(("name", "seed"), maintain_order=True)
+    mean = baselines.over_seeds(finalists.with_columns(role=pl.lit(baselines.SEARCHED)))
+    others = baselines.over_seeds(by_seed["baselines"])
     memory = []
-    for row in table.iter_rows(named=True):
-        model = load_model(run.path / row["checkpoint"])
+    for row in mean.iter_rows(named=True):
+        model = load_model(run.path / f"finalists/{row['name']}/checkpoint")
         memory.append(int(cost.costs(model.spec, np.asarray(model.genotype)[None], bits).memory_bytes[0]))
-    table = table.with_columns(pl.Series("memory_bytes", memory, dtype=pl.Int64))
-    accuracy = table["validation_accuracy"].to_numpy()
+    accuracy = mean["validation_accuracy"].to_numpy()
     best = tradeoff.choose(accuracy, np.asarray(memory), budget)
-    table = table.with_columns(
+    mean = mean.with_columns(
+        pl.Series("memory_bytes", memory, dtype=pl.Int64),
         pl.Series("on_front", tradeoff.pareto_front(accuracy, np.asarray(memory))),
-        pl.Series("chosen", np.arange(len(table)) == best),
+        pl.Series("chosen", np.arange(len(mean)) == best),
     )
+    of_others = [baselines.memory_of(job, row, bits) for row in others.iter_rows(named=True)]
+    others = others.with_columns(
+        pl.Series("memory_bytes", of_others, dtype=pl.Int64), on_front=pl.lit(False), chosen=pl.lit(False)
+    )
+    table = pl.concat([mean, others], how="vertical_relaxed")
     run.write_table("tradeoff", table)
-    title = f"Accuracy against memory at {bits} bits, {job.data.name}"
+    title = f"Accuracy (float32) against memory (counted at {bits} bits), {job.data.name}, n = {job.preset.seeds} seeds"
     figures.tradeoff_figure(table, run.folder("figures") / "tradeoff.png", title, budget)
-    chosen = table.row(best, named=True)
+    chosen = mean.row(best, named=True)
+    sets = finalists.filter(pl.col("name") == chosen["name"])["kernel_set"][0]
+    helped = baselines.verdict(by_seed["finalists"], by_seed["baselines"], table, budget)
     run.update_summary(
         chosen={
             "name": chosen["name"],
             "genotype": chosen["genotype"],
-            "kernel_sizes": [int(k) for k in chosen["kernel_set"].split(",")],
+            "kernel_sizes": [int(k) for k in sets.split(",")],
+            "seeds": chosen["n"],
             "validation_accuracy": chosen["validation_accuracy"],
             "test_accuracy": chosen["test_accuracy"],
+            "test_accuracy_sd": chosen["test_sd"],
             "parameters": chosen["parameters"],
             "memory_bytes": chosen["memory_bytes"],
             "bits": bits,
             "memory_budget_bytes": budget,
-            "checkpoint": str(run.path / chosen["checkpoint"]),
-        }
+            "checkpoint": str(run.path / f"finalists/{chosen['name']}/checkpoint"),
+        },
+        search_helped=helped,
     )
     timed(job, "tradeoff", started)
+    job.say(helped["text"])
     job.say(f"report: {write_summary_report(job)}")
     return table
 
@@ -237,37 +284,47 @@ def write_summary_report(job: Job) -> Path:
     """Writes ``report.md`` from the run's tables: what was run, and the four steps' results."""
     import polars as pl
 
-    run = job.run
+    run, preset = job.run, job.preset
     tables = {
         name: run.read_table(name, f"experiments/{script}.py")
-        for name, script in (("impact", "kernel_impact"), ("tradeoff", "tradeoff"))
+        for name, script in (("impact", "kernel_impact"), ("search", "search"), ("tradeoff", "tradeoff"))
     }
+    memory = f"memory KiB, counted at {job.options['bits']} bits"
     by_size = tables["impact"].group_by("kernel_size").agg(
         (100 * pl.col("accuracy").mean()).alias("validation accuracy %"),
         (100 * pl.col("accuracy").std()).alias("sd"),
         pl.len().alias("seeds"),
         pl.col("parameters").first(),
-        (pl.col("memory_bytes").first() / 1024).alias("memory KiB"),
+        (pl.col("memory_bytes").first() / 1024).alias(memory),
         pl.col("synops").mean().round(0).alias("synaptic operations an image"),
         pl.col("energy_nj").mean().alias("energy nJ an image"),
     ).sort("kernel_size")  # fmt: skip
-    final = tables["tradeoff"].with_columns(
+    final = tables["tradeoff"].sort("memory_bytes").with_columns(
         (100 * pl.col("validation_accuracy")).alias("validation %"),
         (100 * pl.col("test_accuracy")).alias("test %"),
-        (pl.col("memory_bytes") / 1024).alias("memory KiB"),
-    )
+        (100 * pl.col("test_sd")).alias("sd of test"),
+        (pl.col("memory_bytes") / 1024).alias(memory),
+    )  # fmt: skip
     record = run.read_json("config.json")
     summary = run.read_json("summary.json")
     environment = record["environment"]
     about = "\n".join(f"- {name}: `{environment[name]}`" for name in environment)
-    recipe = job.options.get("recipe", "not recorded")
     seconds = ", ".join(f"{step} {value} s" for step, value in summary["seconds"].items())
-    columns = ("name", "genotype", "score", "validation %", "test %", "parameters", "memory KiB",
+    columns = ("role", "name", "genotype", "n", "validation %", "test %", "sd of test", "parameters", memory,
                "synops", "energy_nj", "on_front", "chosen")  # fmt: skip
+    info = DATASETS[job.data.name]
+    equals = (
+        f"Pixels are normalised by mean {info.mean} and deviation {info.std} of {info.statistics}, constants as "
+        "commonly published. "
+        f"Every network is trained alike: recipe {job.options['recipe']}, {preset.epochs} epochs of "
+        f"{len(job.data.train.labels):,} images, n = {preset.seeds} seeds. Accuracies are of float32 networks; memory "
+        f"is counted at {job.options['bits']} bits, at which **no network was evaluated**."
+    )
     return report.write_report(
         run,
         [
-            ("Run", f"{job.data.source}\n\nSeed {job.seed}. Recipe: {recipe}. {seconds}.\n\n{about}"),
+            ("Run", f"{job.data.source}\n\nSeed {job.seed}. {equals}\n\n{seconds}.\n\n{about}"),
+            ("Did the search help?", summary["search_helped"]["text"]),
             ("Step 1: impact of the kernel size", report.markdown_table(by_size, by_size.columns)),
             (
                 "Step 2: kernel sets",
@@ -276,6 +333,7 @@ def write_summary_report(job: Job) -> Path:
                     for v in summary.get("kernel_sets", ())
                 ),
             ),
-            ("Steps 3 and 4: finalists and the chosen model", report.markdown_table(final, columns)),
+            ("Step 3: the finalists' scores", report.scores_markdown(tables["search"])),
+            ("Step 4: finalists, baselines and the chosen model", report.markdown_table(final, columns)),
         ],
     )

@@ -21,15 +21,16 @@ class Preset:
 
     Attributes:
       kernel_sizes: of step 1.
+      sets: kernel sets of step 2; None takes all pairs of the sizes.
+      keep: which of them are searched, ``"rule"`` or ``"all"``.
       channels: width C of the networks that are trained.
       time_steps: T.
       stem_stride: 2 halves height and width before cell 1.
       head: ``"gap"`` or ``"snasnet"``.
       dropout: before the head.
       impact_cell: the cell of step 1, in explicit notation, with K for the kernel size.
-      impact_seeds: trainings for each kernel size.
-      impact_epochs: epochs of each.
-      finalist_epochs: epochs of a finalist.
+      seeds: trainings of every network of the four steps.
+      epochs: of each of them, so that any two of them can be compared.
       batch_size: of training.
       learning_rate: of SGD; a recipe may set another.
       score: a registered training-free score.
@@ -42,20 +43,21 @@ class Preset:
     """
 
     kernel_sizes: tuple[int, ...] = (1, 3, 5, 7)
-    channels: int = 16
-    time_steps: int = 4
+    sets: tuple[tuple[int, ...], ...] | None = None
+    keep: str = "rule"
+    channels: int = 8
+    time_steps: int = 2
     stem_stride: int = 2
     head: str = "gap"
     dropout: float = 0.0
     impact_cell: str = "0>1:convK 1>3:convK 0>3:skip"
-    impact_seeds: int = 3
-    impact_epochs: int = 3
-    finalist_epochs: int = 8
+    seeds: int = 2
+    epochs: int = 5
     batch_size: int = 32
     learning_rate: float = 0.2
     score: str = "sahd_paper"
     fidelities: tuple[Fidelity, Fidelity, Fidelity] = FIDELITIES
-    memory_budget: str = "128KiB"
+    memory_budget: str = "32KiB"
     bits: int = 8
     limit_train: int | None = None
     limit_validation: int | None = None
@@ -74,20 +76,20 @@ class Preset:
             dropout=self.dropout,
         )
 
-    def training(self, data: str, epochs: int, recipe: str) -> TrainConfig:
+    def training(self, data: str, recipe: str) -> TrainConfig:
         """A recipe on a data set; ValueError if its name is unknown."""
         info = DATASETS[data]
-        ours = {"epochs": epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        ours = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         return TrainConfig(**ours | {"padding": info.padding, "flip": info.flip} | named_recipe(recipe))
 
 
 _CPU = Preset()
 _CPU_LARGE = dataclasses.replace(
     _CPU,
+    channels=16,
+    epochs=5,
     batch_size=64,
-    impact_seeds=2,
-    impact_epochs=2,
-    finalist_epochs=5,
+    memory_budget="96KiB",
     limit_train=12_000,
 )
 _GPU = dataclasses.replace(
@@ -96,20 +98,18 @@ _GPU = dataclasses.replace(
     time_steps=5,
     stem_stride=1,
     dropout=0.1,
-    impact_epochs=40,
-    finalist_epochs=300,
+    epochs=100,
     batch_size=64,
     learning_rate=0.1,
     memory_budget="8MiB",
 )
 _SMOKE = dataclasses.replace(
     _CPU,
-    kernel_sizes=(1, 3),
+    kernel_sizes=(1, 3, 5),
+    sets=((1, 3), (5,)),  # two finalists, at little more than the price of one
+    keep="all",
     channels=4,
-    time_steps=2,
-    impact_seeds=2,
-    impact_epochs=1,
-    finalist_epochs=2,
+    epochs=2,
     batch_size=16,
     fidelities=(Fidelity(2, 4, 2, 8, 2), Fidelity(2, 4, None, None, 2), Fidelity(None, 4, None, None, 2)),
     memory_budget="16KiB",
@@ -124,7 +124,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "cifar10": {"cpu": _CPU_LARGE, "gpu": _GPU, "smoke": _SMOKE},
     "cifar100": {"cpu": _CPU_LARGE, "gpu": _GPU, "smoke": _SMOKE},
     "tiny_imagenet": {  # four times the pixels: more membranes, so more memory
-        "cpu": dataclasses.replace(_CPU_LARGE, memory_budget="256KiB"),
+        "cpu": dataclasses.replace(_CPU_LARGE, memory_budget="192KiB"),
         "gpu": dataclasses.replace(_GPU, stem_stride=2),
         "smoke": dataclasses.replace(_SMOKE, memory_budget="64KiB"),
     },

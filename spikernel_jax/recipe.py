@@ -68,8 +68,8 @@ class TrainConfig:
         neurons learn, scalars, is never decayed.
       padding: of the random crop, in pixels.
       flip: random horizontal flips.
-      optimiser: ``"sgd"``, ``"nesterov"``, ``"adamw"``, or ``"muon"`` (Jordan et al. 2024; kernels as matrices of
-        k·k·C_in rows, all else by Adam).
+      optimiser: ``"sgd"``, ``"nesterov"``, ``"adamw"``, or ``"muon"`` (Jordan et al. 2024: kernels, those of
+        stem and classifier among them, as matrices of k·k·C_in rows; all else, norms too, by Adam at the same rate).
       schedule: ``"cosine"``, or ``"one_cycle"`` (Smith & Topin 2018: up in the first 30 % of the steps, then down).
       warmup: fraction of the steps in which the cosine's rate rises from 0.
       loss: cross-entropy of the ``"mean"`` output over time, or ``"tet"``: the mean over time of each step's

@@ -85,25 +85,60 @@ def finalists_table(table: "pl.DataFrame") -> "Table":
     return _rich_table("Finalists", 2, rows)
 
 
-def tradeoff_table(table: "pl.DataFrame") -> "Table":
-    """Lays out the trained models by memory, those on the front and the choice marked.
+def scores_markdown(table: "pl.DataFrame") -> str:
+    """The finalists' scores as Markdown, and how many cells the score does not tell from each.
 
-    The table is `tradeoff_figure`'s, with `genotype` and `parameters` besides.
+    Args:
+      table: of `ranking.search_sets`.
     """
-    numeric_columns(table, (*TRADEOFF_COLUMNS, "genotype", "parameters"))
+    import polars as pl
+
+    rows = []
+    for row in table.filter("finalist").iter_rows(named=True):
+        error = row["score_se_paired"]
+        rivals = table.filter(
+            pl.col("kernel_set") == row["kernel_set"], "fits", pl.col("fidelity") == row["fidelity"],
+            pl.col("genotype") != row["genotype"],
+        )  # fmt: skip
+        gap = row["score"] - rivals["score"]
+        noise = (error**2 + rivals["score_se_paired"] ** 2).sqrt() if error is not None else None
+        near = None if noise is None or noise.is_nan().any() else int((gap <= noise).sum())
+        rows.append({
+            "kernel set": row["kernel_set"], "genotype": row["genotype"], "fidelity": row["fidelity"],
+            "score": row["score"], "paired SE": error, "scored beside it": len(rivals), "within one SE": near,
+        })  # fmt: skip
+    found = pl.DataFrame(rows, infer_schema_length=None)
+    return (
+        "Paired SE: standard error of a score among cells scored on the same draws. Within one SE: cells of the set "
+        "that fit and were scored at the same fidelity, whose score is less by no more than the difference's standard "
+        f"error; the search cannot tell them from the finalist.\n\n{markdown_table(found, found.columns)}"
+    )
+
+
+def tradeoff_table(table: "pl.DataFrame") -> "Table":
+    """Lays out finalists and baselines by memory, the finalists on the front and the choice marked.
+
+    The table is `tradeoff_figure`'s, with `genotype`, `n`, `test_sd` and `parameters` besides.
+    """
+    numeric_columns(table, (*TRADEOFF_COLUMNS, "genotype", "n", "test_sd", "parameters"))
     rows = [
         {
             "model": row["name"],
             "cell": row["genotype"],
-            "validation\n(%)": _number(row["validation_accuracy"], "{:.2f}", 100),
-            "test\n(%)": _number(row["test_accuracy"], "{:.2f}", 100),
+            "n": str(row["n"]),
+            "valid.\n(%)": _number(row["validation_accuracy"], "{:.2f}", 100),
+            "test\n(% ± sd)": " ± ".join(_number(row[name], "{:.2f}", 100) for name in ("test_accuracy", "test_sd")),
             "memory\n(KiB)": _number(row["memory_bytes"], "{:,.1f}", 1 / 1024),
             "params": _number(row["parameters"], "{:,.0f}"),
-            "": "chosen" if row["chosen"] else "front" if row["on_front"] else "",
+            "": "chosen"
+            if row["chosen"]
+            else "front"
+            if row["on_front"]
+            else row["role"] * (row["role"] != "finalist"),
         }
         for row in table.sort("memory_bytes").iter_rows(named=True)
     ]
-    return _rich_table("Accuracy against memory", 2, rows)
+    return _rich_table("Accuracy (float32) against memory (counted)", 2, rows)
 
 
 def markdown_table(table: "pl.DataFrame", columns: Sequence[str]) -> str:

@@ -22,7 +22,6 @@ from spikernel_jax import files, network, parallel, recipe
 from spikernel_jax.checkpoint import training_checkpoints
 from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
 from spikernel_jax.model import Model, eval_logits, hashable
-from spikernel_jax.proxies import spike_counts
 from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec, spec_to_json
 from spikernel_jax.stopping import StopRequest, stop_signals
@@ -160,17 +159,18 @@ def _batches(split: Split, size: int) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("spec", "genotype"))
 def _site_spikes(spec: NetworkSpec, genotype: Any, params: Any, stats: Any, images_BHWC: Array) -> Any:
-    out = network.apply(spec, genotype, params, images_BHWC, stats=stats, observe=spike_counts)
-    return {site: counts_TB.sum(0) for site, counts_TB in out.records.items()}
+    out = network.apply(spec, genotype, params, images_BHWC, stats=stats, observe=lambda spikes: spikes.sum(-1))
+    over_time = {site: counts.sum(0) for site, counts in out.records.items()}  # [B, H, W], of the head's [B]
+    return {site: counts.reshape(len(images_BHWC), *(counts.shape[1:] or (1, 1))) for site, counts in over_time.items()}
 
 
-def measure_spikes(model: Model, split: Split, batch_size: int = 256) -> dict[str, float]:
-    """Mean number of spikes of one image over all time steps, by LIF site, on a split."""
-    total: dict[str, float] = {}
+def measure_spikes(model: Model, split: Split, batch_size: int = 256) -> dict[str, np.ndarray]:
+    """Mean number of spikes of one image over all time steps and channels, [H, W] by LIF site, on a split."""
+    total: dict[str, np.ndarray] = {}
     for images, labels in _batches(split, min(batch_size, len(split.labels))):
         x = normalise(images, model.mean, model.std)
-        for site, counts_B in _site_spikes(model.spec, model.genotype, model.params, model.stats, x).items():
-            total[site] = total.get(site, 0.0) + float(np.asarray(counts_B)[: len(labels)].sum())
+        for site, counts_BHW in _site_spikes(model.spec, model.genotype, model.params, model.stats, x).items():
+            total[site] = total.get(site, 0.0) + np.asarray(counts_BHW, np.float64)[: len(labels)].sum(0)
     return {site: value / len(split.labels) for site, value in total.items()}
 
 

@@ -21,10 +21,9 @@ from spikernel_jax import cost
 from spikernel_jax.files import differences, read_json, read_jsonl, write_json
 from spikernel_jax.jobs import Job
 from spikernel_jax.model import Model
-from spikernel_jax.pipeline import measured
 from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec, spec_to_json
-from spikernel_jax.train import TrainingDivergedError, train
+from spikernel_jax.train import TrainingDivergedError, evaluate, measure_spikes, train
 
 
 class Interval(NamedTuple):
@@ -219,6 +218,27 @@ def finished(job: Job, trial: Trial) -> dict[str, Any] | None:
     if differing := differences(kept.get("settings"), trial.settings()):
         raise ValueError(f"{path} is of other settings ({'; '.join(differing)}): remove {path.parent} to train again")
     return kept["result"]
+
+
+def measured(job: Job, model: Model) -> dict[str, Any]:
+    """Parameters, memory, and what one validation image costs."""
+    row = np.asarray(model.genotype, np.int8)
+    total = cost.costs(model.spec, row[None], job.options["bits"])
+    synops = cost.synaptic_operations(model.spec, row, measure_spikes(model, job.data.validation))
+    return {
+        "parameters": int(total.parameters[0]),
+        "memory_bytes": int(total.memory_bytes[0]),
+        "synops": synops,
+        "energy_nj": cost.energy_nj(model.spec, synops),
+    }
+
+
+def tested(job: Job, trial: Trial) -> float:
+    """Test accuracy of a trained network; asked for once, and then kept in its folder."""
+    path = folder(job, trial) / "test.json"
+    if not path.exists():
+        write_json(path, {"test_accuracy": evaluate(fit(job, trial), job.data.test)})
+    return float(read_json(path)["test_accuracy"])
 
 
 def run(job: Job, trial: Trial, clock: Clock, place: str, *, keep_diverged: bool = False) -> dict[str, Any]:

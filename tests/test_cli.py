@@ -15,7 +15,7 @@ import jax
 import polars as pl
 import pytest
 
-from spikernel_jax import Model, NetworkSpec, jobs, machine, network, pipeline, presets, save_model
+from spikernel_jax import Model, NetworkSpec, jobs, machine, network, presets, save_model, trials
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.runs import RunFolder
 
@@ -105,6 +105,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("explore", ["--samples", "0"], "--samples 0"),
         ("explore", ["--kernel-sizes", "3"], "one size makes no pairs"),
         ("explore", ["--sets", "1,3", "3,1"], "comes twice"),
+        ("explore", ["--sets", "3,5", "--kernel-sizes", "1", "3"], "--kernel-sizes [1, 3] lacks [5]"),
         ("explore", ["--memory-budget", ""], "'' is not an amount of memory"),
         ("explore", ["--memory-budget", "100B"], "the smallest takes"),
         ("search", [], "kernel_impact.py"),
@@ -179,14 +180,24 @@ def made(tmp_path) -> Path:
             {"kernel_size": k, "seed": seed, "accuracy": 0.5 + k / 10, **measured} for k in (1, 3) for seed in (0, 1)
         ]),
     )  # fmt: skip
-    found = {"kernel_set": "1,3", "genotype": CELL, "score": 5.0, "score_se": 0.1}
-    job.run.write_table("search", pl.DataFrame([found | {"memory_bytes": 9000, "fits": True, "finalist": True}]))
-    accuracy = {"validation_accuracy": 0.5, "test_accuracy": 0.5, "checkpoint": "finalists/k1-3/checkpoint"}
-    job.run.write_table("finalists", pl.DataFrame([{"name": "k1-3", **found, **accuracy, **measured}]))
+    found = {"kernel_set": "1,3", "genotype": CELL, "score": 5.0, "score_se": 0.1, "score_se_paired": 0.1}
+    job.run.write_table(
+        "search", pl.DataFrame([found | {"fidelity": "full", "memory_bytes": 9000, "fits": True, "finalist": True}])
+    )
+    accuracy = {"seed": 0, "validation_accuracy": 0.5, "test_accuracy": 0.5}
+    trained = {"name": "k1-3", **found, **accuracy, **measured, "checkpoint": "finalists/k1-3/checkpoint"}
+    job.run.write_table("finalists", pl.DataFrame([trained]))
+    drawn = {"kernel_set": "1,3", "genotype": CELL, "role": "random", "of": "k1-3"}
+    job.run.write_table("baselines", pl.DataFrame([{"name": "random-k1-3", **drawn, **accuracy, **measured}]))
     return job.run.path
 
 
-STEPS = [("search", "impact", "kernel_impact"), ("train", "search", "search"), ("tradeoff", "finalists", "train")]
+STEPS = [
+    ("search", "impact", "kernel_impact"),
+    ("train", "search", "search"),
+    ("tradeoff", "finalists", "train"),
+    ("tradeoff", "baselines", "train"),
+]
 
 
 def test_the_made_folder_is_a_good_one(made):
@@ -284,7 +295,7 @@ def test_the_recipe_of_an_earlier_step_is_kept_and_no_other_accepted(made, refus
         used.append(config)
         raise ValueError("enough")
 
-    monkeypatch.setattr(pipeline, "train", trained)
+    monkeypatch.setattr(trials, "train", trained)
     refused("kernel_impact", "--out", str(made), "--recipe", "snasnet")
     assert json.loads((made / "options.json").read_text())["recipe"] == "snasnet"
     before = contents(made)
@@ -294,8 +305,7 @@ def test_the_recipe_of_an_earlier_step_is_kept_and_no_other_accepted(made, refus
     assert contents(made) == before
     refused("train", "--out", str(made))
     smoke = presets.get_preset("mnist5k", "smoke")
-    epochs = (smoke.impact_epochs, smoke.finalist_epochs)
-    assert used == [smoke.training("mnist5k", n, "snasnet") for n in epochs]
+    assert used == [smoke.training("mnist5k", "snasnet")] * 2  # step 1's and a finalist's: alike
 
 
 def test_a_folder_in_use(made, refused):

@@ -20,6 +20,7 @@ from spikernel_jax.runs import RunFolder
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "kernel_controlled.py"
 CELL = "0>3:convK"
 SMALL = ["--preset", "smoke", "--cell", CELL, "--channels", "2", "--epochs", "2", "--limit-train", "32"]
+SMALL += ["--kernel-sizes", "1", "3"]
 SPACE = CellSpace((1, 3, 5, 7))
 
 
@@ -107,8 +108,8 @@ def finished(tmp_path_factory, data_read_once) -> tuple[Path, list[Any]]:
     """A whole run, and the splits that were evaluated beyond the trainings' own validation."""
     out, splits = tmp_path_factory.mktemp("runs") / "whole", []
     with pytest.MonkeyPatch.context() as patch:
-        real = controlled.evaluate
-        patch.setattr(controlled, "evaluate", lambda model, split: splits.append(split) or real(model, split))
+        real = trials.evaluate
+        patch.setattr(trials, "evaluate", lambda model, split: splits.append(split) or real(model, split))
         start(*SMALL, "--out", str(out))
     return out, splits
 
@@ -133,7 +134,7 @@ def test_the_table_says_what_was_trained(finished):
         assert c == (2 if row["comparison"] == "equal width" else min(others, key=lambda w: others[w]))
         assert row["parameters"] == controlled.parameters_at(spec, cells[k], c)
         assert row["mismatch"] == pytest.approx(row["parameters"] / reference - 1)
-        assert row["macs"] == 14 * 14 * 9 * c
+        assert row["macs"] == (2 + 13 * 3) ** 2 * c  # padding is not multiplied
         assert row["energy_nj"] == pytest.approx((4.6 * row["macs"] + 0.9 * row["synops"]) / 1000)
         at_width = dataclasses.replace(spec, channels=c)
         assert row["memory_bytes"] == costs(at_width, cells[k][None], 8).memory_bytes[0]
@@ -157,13 +158,13 @@ def test_a_finished_run_is_not_trained_or_tested_again(finished, monkeypatch):
     out, _ = finished
     before = table_of(out)
     monkeypatch.setattr(trials, "train", None)
-    monkeypatch.setattr(controlled, "evaluate", None)
+    monkeypatch.setattr(trials, "evaluate", None)
     start(*SMALL, "--out", str(out))
     assert table_of(out).equals(before)
 
 
 def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
-    out, (real_train, real_evaluate) = tmp_path / "broken", (trials.train, controlled.evaluate)
+    out, (real_train, real_evaluate) = tmp_path / "broken", (trials.train, trials.evaluate)
     trained, tested = [], []
 
     def stops_in_training(*arguments: Any, progress: Any, **named: Any) -> Any:
@@ -182,7 +183,7 @@ def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real_evaluate(*arguments)
 
-    for module, name, stopping in ((trials, "train", stops_in_training), (controlled, "evaluate", stops_in_testing)):
+    for module, name, stopping in ((trials, "train", stops_in_training), (trials, "evaluate", stops_in_testing)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, name, stopping)
             with pytest.raises(SystemExit) as stop:
@@ -192,7 +193,7 @@ def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
     assert len(set(trained)) == 5
     assert len(list(out.glob("trainings/*/result.json"))) == 9
     assert len(list(out.glob("trainings/*/test.json"))) == 3
-    monkeypatch.setattr(controlled, "evaluate", lambda *a: tested.append(0) or real_evaluate(*a))
+    monkeypatch.setattr(trials, "evaluate", lambda *a: tested.append(0) or real_evaluate(*a))
     start(*SMALL, "--out", str(out))
     assert len(tested) == 4 + 6
     assert table_of(out).equals(table_of(finished[0]))

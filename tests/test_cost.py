@@ -183,17 +183,29 @@ def test_memory_scales_with_bits_and_rounds_up():
 
 
 def brute_force_synops(spec: NetworkSpec, row: np.ndarray, spikes: dict[str, np.ndarray]) -> float:
-    """Spikes times the connections they drive, each connection counted by one loop turn."""
+    """Spikes [T, H, W, C] times the connections they drive: every output within the image is walked to."""
+
+    def walked(site: str, k: int, channels: int) -> int:
+        h, w = spikes[site].shape[1:3]
+        reach = range(-(k // 2), k // 2 + 1)
+        return sum(
+            channels
+            for _, y, x, _ in np.argwhere(spikes[site])
+            for i, j in itertools.product(reach, reach)
+            if 0 <= y + i < h and 0 <= x + j < w
+        )
+
     total = 0.0
     pair = [row, row] if row.ndim == 1 else list(row)
     for cell, codes in enumerate(pair):
         for source, _, k in spec.space.conv_edges(codes):
-            fired = int(spikes[f"cell{cell + 1}.node{source}"].sum())
-            for _tap, _channel in itertools.product(range(k * k), range(spec.cell_channels(cell))):
-                total += fired
-    total += int(spikes["transition"].sum()) * 9 * 2 * spec.channels
-    first = spec.head_hidden if spec.head == "snasnet" else spec.num_classes
-    total += int(spikes["last"].sum()) * first
+            total += walked(f"cell{cell + 1}.node{source}", k, spec.cell_channels(cell))
+    total += walked("transition", 3, 2 * spec.channels)
+    if spec.head == "snasnet":  # pooling drops the last rows and columns that fill no window
+        h, w = (side // spec.head_pool * spec.head_pool for side in spikes["last"].shape[1:3])
+        total += int(spikes["last"][:, :h, :w].sum()) * spec.head_hidden
+    else:
+        total += int(spikes["last"].sum()) * spec.num_classes
     if spec.head == "snasnet":
         total += int(spikes["head"].sum()) * spec.num_classes * spec.neurons_per_class
     return total
@@ -208,14 +220,25 @@ def test_synaptic_operations_equal_a_brute_force_count(name, head, kind):
     for row in [*raw_rows(spec.space, 4, 7), np.stack([*raw_rows(spec.space, 2, 8)])]:
         sites = spec.sites(row)
         assert set(sites) == set(cost.fan_out(spec, row))
-        spikes = {name: rng.integers(2, size=(2, site.neurons)) for name, site in sites.items()}
-        counts = {name: float(s.sum()) for name, s in spikes.items()}
+        shapes = {
+            name: (*fan.shape, site.neurons // fan.size)
+            for (name, site), fan in zip(sites.items(), (cost.fan_out(spec, row)[name] for name in sites), strict=True)
+        }
+        spikes = {name: rng.integers(2, size=(2, *shape)) for name, shape in shapes.items()}
+        counts = {name: s.sum((0, 3)) for name, s in spikes.items()}
         assert cost.synaptic_operations(spec, row, counts) == brute_force_synops(spec, row, spikes)
+        everywhere = {name: np.ones_like(s) for name, s in spikes.items()}
+        even = {name: float(s.sum()) for name, s in everywhere.items()}
+        assert cost.synaptic_operations(spec, row, even) == pytest.approx(brute_force_synops(spec, row, everywhere))
 
 
 def test_energy_counts_the_stem_once_and_every_synaptic_operation():
     spec = make_spec(SPACES["pair"], stem_stride=2)
-    assert cost.stem_macs(spec) == 5 * 4 * 9 * 3 * 2  # 9×8 image halved, rounded up
+    read = sum(  # of a 9×8 image halved, rounded up: 5×4 outputs
+        0 <= 2 * y + i < 9 and 0 <= 2 * x + j < 8
+        for y, x, i, j in itertools.product(range(5), range(4), (-1, 0, 1), (-1, 0, 1))
+    )
+    assert cost.stem_macs(spec) == read * 3 * 2
     assert cost.energy_nj(spec, 1000.0) == pytest.approx((4.6 * cost.stem_macs(spec) + 0.9 * 1000) / 1000)
 
 
@@ -241,3 +264,17 @@ def test_refuses_a_width_no_device_has(bits):
 def test_refuses_rows_that_are_no_cells(rows, words):
     with pytest.raises(ValueError, match=words):
         cost.costs(make_spec(SPACES["pair"]), rows)
+
+
+@pytest.mark.parametrize(("image", "stride", "bits"), [((28, 28, 1), 2, 8), ((32, 32, 3), 1, 8), ((9, 5, 2), 2, 3)])
+def test_a_class_costs_what_its_cheapest_row_costs(image, stride, bits):
+    """Over all raw rows of a set: a budget rules out a cell only if no equal row fits."""
+    space = CellSpace((1, 3))
+    spec = NetworkSpec(image, 10, space, channels=3, stem_stride=stride)
+    grid = np.indices((5,) * 6, np.int8).reshape(6, -1).T
+    rows = np.unique(space.prune(grid[grid[:, 3] != 0]), axis=0)
+    memory = cost.costs(spec, rows, bits).memory_bytes
+    listed, of = np.unique(space.canonical(rows), axis=0, return_inverse=True)
+    least = np.full(len(listed), np.iinfo(np.int64).max)
+    np.minimum.at(least, of.ravel(), memory)
+    np.testing.assert_array_equal(cost.costs(spec, listed, bits).memory_bytes, least)

@@ -504,7 +504,9 @@ def test_conv(k, stride, size):
     want = conv_oracle(x, kernel, stride)
     g = rng.normal(size=want.shape)
     with jax.enable_x64(True):
-        ours, backwards = jax.vjp(lambda *a: convolution.conv(*a, stride), jnp.asarray(x), jnp.asarray(kernel))
+        ours, backwards = jax.vjp(
+            lambda x, kernel: convolution.conv(x, kernel, stride), jnp.asarray(x), jnp.asarray(kernel)
+        )
         dx, dkernel = map(np.asarray, backwards(jnp.asarray(g)))
     np.testing.assert_allclose(ours, want, rtol=1e-10, atol=1e-12)
     for _ in range(3):  # linear in each: the gradients are the transposes

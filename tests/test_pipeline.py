@@ -1,9 +1,9 @@
 """The whole job as a user runs it: one command, four commands, killed and run again."""
 
+import dataclasses
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -25,8 +25,8 @@ from spikernel_jax.runs import RunFolder
 pytestmark = pytest.mark.slow
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-TABLES = ("impact", "search", "finalists", "tradeoff")
-SPACE = CellSpace((1, 3))
+TABLES = ("impact", "search", "finalists", "baselines", "tradeoff")
+SETS = {"1,3": CellSpace((1, 3)), "5": CellSpace((5,))}  # of the preset
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def explored(run, tmp_path_factory) -> tuple[Path, str]:
 def summary_of(out: Path) -> dict[str, Any]:
     """summary.json but for the times and the folder's own name."""
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary.pop("seconds")) == {"impact", "search", "training", "tradeoff"}
+    assert set(summary.pop("seconds")) == {"impact", "search", "training", "baselines", "tradeoff"}
     path = Path(summary["chosen"].pop("checkpoint"))
     return summary | {"checkpoint": str((out / path).relative_to(out))}
 
@@ -92,7 +92,7 @@ def test_the_folder_holds_what_users_rely_on(explored):
         "tables",
         "figures",
         "finalists",
-        "impact",
+        "trainings",
         "scores",
     }
     assert {path.name for path in (out / "tables").iterdir()} == {f"{name}.parquet" for name in TABLES}
@@ -102,17 +102,64 @@ def test_the_folder_holds_what_users_rely_on(explored):
     config = json.loads((out / "config.json").read_text())
     assert config["config"]["data"] == "mnist5k"  # the embedded one: no network, no files of the user's
     assert {"versions", "device", "command", "git"} <= set(config["environment"])
-    for path in (out / "finalists").iterdir():
-        assert (path / "checkpoint").is_dir()
+    assert {path.name for path in (out / "finalists").iterdir()} == {"k1-3", "k5"}
+    assert all((path / "checkpoint").is_dir() for path in (out / "finalists").iterdir())
+
+
+def test_all_networks_are_trained_alike(explored):
+    """Finalists and what they are compared with: the same recipe, epochs, images and seeds."""
+    out, _ = explored
+    settings = RunFolder.open(out).config["settings"]
+    trained = list((out / "trainings").iterdir())
+    names = {path.name.rpartition("-seed")[0] for path in trained}
+    assert names == {
+        "unsearched-k1", "unsearched-k3", "unsearched-k5", "k1-3", "k5", "random-k1-3", "random-k5", "snasnet"
+    }  # fmt: skip
+    assert {path.name for path in trained} == {f"{name}-seed{seed}" for name in names for seed in (0, 1)}
+    assert settings["seeds"] == 2
+    configs = [json.loads((path / "result.json").read_text())["settings"]["config"] for path in trained]
+    assert all(config == configs[0] for config in configs)
+    for path in trained:
         epochs = [record["epoch"] for record in read_jsonl(path / "metrics.jsonl")]
-        assert epochs == list(range(1, config["config"]["settings"]["finalist_epochs"] + 1))
+        assert epochs == list(range(1, settings["epochs"] + 1))
+
+
+def test_baselines_are_what_they_say(explored):
+    out, _ = explored
+    tables = tables_of(out)
+    summary = json.loads((out / "summary.json").read_text())
+    baselines, budget = tables["baselines"], summary["chosen"]["memory_budget_bytes"]
+    finalists = dict(tables["finalists"].select("name", "genotype").iter_rows())
+    one = baselines.unique("name", maintain_order=True)
+    cell = dict(one.select("name", "genotype").iter_rows())
+    for k in (1, 3, 5):
+        assert cell[f"unsearched-k{k}"] == f"0>1:conv{k} 0>3:skip 1>3:conv{k}"
+    assert cell["snasnet"] == "0>1:conv3 1>2:conv3 0>3:conv1 2>3:conv3"
+    drawn = one.filter(pl.col("role") == "random")
+    assert dict(drawn.select("of", "kernel_set").iter_rows()) == {"k1-3": "1,3", "k5": "5"}
+    assert (drawn["memory_bytes"] <= budget).all()
+    assert len({*drawn["genotype"], *finalists.values()}) == 4  # none of them twice
+    for row in drawn.iter_rows(named=True):
+        space = SETS[row["kernel_set"]]
+        assert (space.canonical(space.parse(row["genotype"])) == space.parse(row["genotype"])).all()
+    trade = tables["tradeoff"]
+    assert set(trade["name"]) == {*finalists, *cell}
+    assert (trade["n"] == 2).all()
+    helped = summary["search_helped"]
+    test = dict(trade.select("name", "test_accuracy").iter_rows())
+    pairs = [test[name] - test[f"random-{name}"] for name in finalists]
+    assert helped["over_random"]["mean"] == pytest.approx(np.mean(pairs))
+    assert helped["over_random"]["n"] == 2
+    text = (out / "report.md").read_text()
+    assert helped["text"] in text
+    assert "at which **no network was evaluated**" in text
 
 
 def test_the_screen_shows_progress_and_the_table(explored):
     out, printed = explored
     for words in ("step 1, impact", "step 2, kernel sets", "step 3, search", "step 3, training", "took"):
         assert words in printed
-    assert "Accuracy against memory" in printed
+    assert "Accuracy (float32) against memory (counted)" in printed
     assert str(out / "report.md") in printed.replace("\n", "")
 
 
@@ -122,8 +169,8 @@ def test_the_summary_names_the_chosen_model(explored):
     assert all(isinstance(value, float) and value >= 0 for value in summary["seconds"].values())
     chosen = summary["chosen"]
     model = load_model(out / chosen["checkpoint"])
-    row = SPACE.parse(chosen["genotype"])
-    assert tuple(chosen["kernel_sizes"]) == model.spec.space.kernel_sizes == (1, 3)
+    assert tuple(chosen["kernel_sizes"]) == model.spec.space.kernel_sizes
+    row = model.spec.space.parse(chosen["genotype"])
     assert model.genotype == tuple(row.tolist())
     assert chosen["parameters"] == parameter_count(model.params)
     assert chosen["memory_bytes"] == costs(model.spec, row[None], chosen["bits"]).memory_bytes[0]
@@ -137,8 +184,13 @@ def test_the_exported_model_has_the_reported_accuracies(explored):
     data = load_dataset("mnist5k", **limits)
     model = load_model(out / chosen["checkpoint"])
     right = np.asarray(model(data.test.images)).argmax(-1) == data.test.labels
-    assert chosen["test_accuracy"] == right.mean() == model.metrics["test_accuracy"]
-    assert chosen["validation_accuracy"] == evaluate(model, data.validation)
+    assert right.mean() == model.metrics["test_accuracy"]
+    assert evaluate(model, data.validation) == model.metrics["validation_accuracy"]
+    own = tables_of(out)["finalists"].filter(pl.col("name") == chosen["name"])
+    assert len(own) == chosen["seeds"] == 2
+    assert own["test_accuracy"][0] == model.metrics["test_accuracy"]  # the first seed's is exported
+    for name in ("test_accuracy", "validation_accuracy"):
+        assert chosen[name] == pytest.approx(own[name].mean())
 
 
 def test_the_tables_tell_the_four_steps(explored):
@@ -146,30 +198,38 @@ def test_the_tables_tell_the_four_steps(explored):
     tables = tables_of(out)
     settings = RunFolder.open(out).config["settings"]
     impact = tables["impact"]
-    assert len(impact) == len(settings["kernel_sizes"]) * settings["impact_seeds"]
+    assert len(impact) == len(settings["kernel_sizes"]) * settings["seeds"]
     by_size = impact.group_by("kernel_size").agg(pl.col("parameters").unique()).sort("kernel_size")
-    assert [len(values) for values in by_size["parameters"]] == [1, 1]
+    assert [len(values) for values in by_size["parameters"]] == [1, 1, 1]
     assert by_size["parameters"][0][0] < by_size["parameters"][1][0]
 
-    search = tables["search"]
-    cells, summary = SPACE.enumerate(), json.loads((out / "summary.json").read_text())["chosen"]
-    memory = costs(load_model(out / summary["checkpoint"]).spec, cells, summary["bits"]).memory_bytes
-    fitting = cells[memory <= summary["memory_budget_bytes"]]
-    assert search["genotype"].to_list() == [SPACE.explicit(row) for row in fitting]  # each that fits, once
-    assert search["fits"].all()
-    counts = dict(search["fidelity"].value_counts().iter_rows())
-    assert counts["full"] == math.ceil(0.01 * len(fitting))
-    assert counts["medium"] + counts["full"] == math.ceil(0.1 * len(fitting))
-    left = search.filter(pl.col("fidelity") == "low", pl.col("first_score").is_finite())["first_score"]
-    assert search.filter(pl.col("fidelity") != "low")["first_score"].to_numpy().min() >= left.to_numpy().max()
-    full = search.filter(pl.col("fidelity") == "full", pl.col("score").is_finite())
-    best = full.filter(pl.col("score") == pl.col("score").max())
-    finalist = search.filter(pl.col("finalist"))
-    assert len(finalist) == 1
-    assert finalist["score"][0] == best["score"][0]
-    assert finalist["memory_bytes"][0] == best["memory_bytes"].min()
+    summary = json.loads((out / "summary.json").read_text())["chosen"]
+    spec = load_model(out / summary["checkpoint"]).spec
+    genotypes = []
+    for kernel_set, space in SETS.items():
+        search = tables["search"].filter(pl.col("kernel_set") == kernel_set)
+        cells = space.enumerate()
+        memory = costs(dataclasses.replace(spec, space=space), cells, summary["bits"]).memory_bytes
+        fitting = cells[memory <= summary["memory_budget_bytes"]]
+        assert sorted(search["genotype"]) == sorted(space.explicit(row) for row in fitting)  # each that fits, once
+        assert search["fits"].all()
+        finalist = search.filter(pl.col("finalist"))
+        assert len(finalist) == 1
+        full = search.filter(pl.col("fidelity") == "full", pl.col("score").is_finite())
+        best = full.filter(pl.col("score") == pl.col("score").max())
+        assert finalist["score"][0] == best["score"][0]
+        assert finalist["memory_bytes"][0] == best["memory_bytes"].min()
+        genotypes += finalist["genotype"].to_list()
+        if kernel_set == "5":
+            continue  # its cells without a convolution may come past a rung with the other set's
+        counts = dict(search["fidelity"].value_counts().iter_rows())
+        assert counts["full"] >= math.ceil(0.01 * len(fitting))
+        assert counts["medium"] + counts["full"] >= math.ceil(0.1 * len(fitting))
+        left = search.filter(pl.col("fidelity") == "low", pl.col("first_score").is_finite())["first_score"]
+        ahead = search.filter(pl.col("fidelity") != "low")["first_score"].sort(descending=True)
+        assert ahead[math.ceil(0.1 * len(fitting)) - 1] >= left.to_numpy().max()
 
-    assert tables["finalists"]["genotype"].to_list() == finalist["genotype"].to_list()
+    assert tables["finalists"]["genotype"].unique(maintain_order=True).to_list() == genotypes
     chosen = tables["tradeoff"].filter(pl.col("chosen"))
     assert len(chosen) == 1
     assert chosen["on_front"].all()
@@ -185,7 +245,7 @@ def test_four_commands_choose_the_same_model(explored, run, tmp_path):
 
 def test_a_finished_run_is_left_as_it_was(explored, run):
     out, _ = explored
-    patterns = ("impact/*/metrics.jsonl", "finalists/*/metrics.jsonl", "scores/*/*")
+    patterns = ("trainings/*/metrics.jsonl", "trainings/*/*.json", "scores/*/*")
 
     def times() -> dict[str, int]:
         return {str(path): path.stat().st_mtime_ns for pattern in patterns for path in out.glob(pattern)}
@@ -202,7 +262,7 @@ def test_a_finished_run_is_left_as_it_was(explored, run):
 def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, str(EXPERIMENTS / "explore.py"), "--preset", "smoke", "--out", str(out)]
-    for moment, least in (("scores/low/chunk-*.npz", random.randint(1, 30)), ("finalists/*/state", 1)):
+    for moment, least in (("scores/low/chunk-*.npz", 12), ("trainings/k1-3*/state", 1), ("trainings/random*/state", 3)):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         try:
             end = time.monotonic() + 200
@@ -213,8 +273,8 @@ def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, 
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        assert not (out / "tables" / "finalists.parquet").exists()
+        assert not (out / "tables" / "baselines.parquet").exists()
     run("explore", "--preset", "smoke", "--out", str(out))
     assert_same_results(out, explored[0])
-    for path in out.glob("finalists/*/metrics.jsonl"):
+    for path in out.glob("trainings/*/metrics.jsonl"):
         assert [record["epoch"] for record in read_jsonl(path)] == [1, 2]

