@@ -1,5 +1,7 @@
 """SpiKernel in JAX: kernel-size exploration and training-free search for spiking neural networks."""
 
+from importlib import metadata
+
 from spikernel_jax.checkpoint import load_model, save_model
 from spikernel_jax.cost import costs
 from spikernel_jax.data import load_dataset, make_dataset
@@ -12,6 +14,8 @@ from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.snasnet import load_snasnet
 from spikernel_jax.spec import NetworkSpec
 from spikernel_jax.train import evaluate, train
+
+__version__ = metadata.version("spikernel-jax")
 
 __all__ = [
     "CellSpace",

@@ -53,12 +53,30 @@ def _forwards(stride: int, x_NHWC: Array, kernel: Array) -> Array:
         return _direct(x_NHWC, kernel, (stride, stride))
     if kernel.shape[0] == 1:
         return jnp.matmul(x_NHWC, kernel[0, 0].astype(x_NHWC.dtype), preferred_element_type=_sums(x_NHWC))
-    pixels = math.gcd(_WIDE // kernel.shape[3], x_NHWC.shape[2]) if max(kernel.shape[2:]) < _WIDE else 1
-    if pixels == 1:
+    k, (h, w) = kernel.shape[0], x_NHWC.shape[1:3]
+    if k * k > h * w:  # XLA would exchange kernel and image, and lay the image out as a kernel
+        return lax.platform_dependent(x_NHWC, kernel, cpu=_by_patches, default=_direct)
+    pixels = math.gcd(_WIDE // kernel.shape[3], w) if max(kernel.shape[2:]) < _WIDE else 1
+    if pixels == 1 or k * (k + pixels - 1) > h * w:
         return _direct(x_NHWC, kernel)
     return lax.platform_dependent(
         x_NHWC, kernel, cpu=lambda x_NHWC, kernel: _side_by_side(pixels, x_NHWC, kernel), default=_direct
     )
+
+
+def _patches(x_NHWC: Array, k: int, stride: int, size: tuple[int, int]) -> Array:
+    """What each output pixel of `size` reads: [N, h, w, k·k·C]."""
+    pad = (k - 1) // 2
+    x = jnp.pad(x_NHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    down, across = ([slice(i, i + stride * side - stride + 1, stride) for i in range(k)] for side in size)
+    return jnp.concatenate([x[:, rows, columns] for rows in down for columns in across], -1)
+
+
+def _by_patches(x_NHWC: Array, kernel: Array) -> Array:
+    """The convolution of stride 1 as one product."""
+    patches = _patches(x_NHWC, kernel.shape[0], 1, x_NHWC.shape[1:3])
+    flat = kernel.reshape(-1, kernel.shape[3]).astype(x_NHWC.dtype)
+    return jnp.matmul(patches, flat, preferred_element_type=_sums(x_NHWC))
 
 
 def _side_by_side(pixels: int, x_NHWC: Array, kernel: Array) -> Array:
@@ -95,24 +113,22 @@ def _backwards(stride: int, inputs: tuple[Array, Array], g_NHWC: Array) -> tuple
         (dkernel,) = jax.linear_transpose(lambda kernel: convolved(x_NHWC, kernel), zeros)(g_NHWC)
         return dkernel.astype(kernel.dtype)
 
-    def by_patches(x_NHWC: Array, g_NHWC: Array) -> Array:
+    def by_products(x_NHWC: Array, g_NHWC: Array) -> Array:
         return _kernel_gradient(x_NHWC, g_NHWC, kernel.shape[0], stride).astype(kernel.dtype)
 
-    return dx_NHWC, lax.platform_dependent(x_NHWC, g_NHWC, cpu=by_patches, default=by_xla)
+    return dx_NHWC, lax.platform_dependent(x_NHWC, g_NHWC, cpu=by_products, default=by_xla)
 
 
 def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, k: int, stride: int) -> Array:
     """Gradient for the kernel: products of gradients and patches, of as many images at once as fit a core's cache."""
     n, h, w, c_out = g_NHWC.shape
-    c_in, pad = x_NHWC.shape[3], (k - 1) // 2
+    c_in = x_NHWC.shape[3]
     fit = max(1, _PATCH_BYTES // (h * w * k * k * c_in * x_NHWC.dtype.itemsize))
     together = next(size for size in range(min(n, fit), 0, -1) if n % size == 0)
-    down, across = ([slice(i, i + stride * size - stride + 1, stride) for i in range(k)] for size in (h, w))
 
     def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
         x, g = (part.astype(total.dtype) for part in piece)  # not every product of bfloat16 is there on a CPU
-        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        patches = jnp.concatenate([x[:, rows, columns] for rows in down for columns in across], -1)
+        patches = _patches(x, k, stride, (h, w))
         # The narrow one to the left: the other way round takes twice as long.
         return total + jnp.einsum("nhwo,nhwp->op", g, patches), None
 

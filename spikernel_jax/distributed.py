@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import distributed as _jax_distributed  # the key-value store has no public name
 
 _PREFIX = "spikernel"
 _FAREWELL_SECONDS = 10.0  # how long a failing process 0 waits for the others to read why
@@ -135,10 +134,11 @@ def alone_counter() -> Callable[[int], int]:
 
 
 def _client() -> Any:
-    client = _jax_distributed.global_state.client
-    if client is None:
+    from orbax.checkpoint import multihost  # imports slowly; JAX itself has no public name for its key-value store
+
+    if not multihost.is_jax_distributed_client_initialized():
         raise RuntimeError("this process has left its job, or never joined one")
-    return client
+    return multihost.get_jax_distributed_client()
 
 
 def initialise(

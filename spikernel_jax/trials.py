@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special  # jax itself requires scipy
+from scipy import special
 
 from spikernel_jax import cost
 from spikernel_jax.files import differences, read_json, read_jsonl, write_json

@@ -20,8 +20,9 @@ from spikernel_jax.train import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))  # as for a script that lies there
-bench_training, ceilings, peers, peers_training = (
-    cast(Any, importlib.import_module(name)) for name in ("bench_training", "ceilings", "peers", "peers_training")
+bench_kernels, bench_training, ceilings, peers, peers_training = (
+    cast(Any, importlib.import_module(name))
+    for name in ("bench_kernels", "bench_training", "ceilings", "peers", "peers_training")
 )
 needs_torch = pytest.mark.skipif(peers.missing() is not None, reason=str(peers.missing()))
 
@@ -74,6 +75,13 @@ def test_flops_are_those_of_the_traced_program(cell, head):
     dropped = batch * 2 * 64 * 27 * 32  # the stem's gradient for the images, traced but used by nothing
     traced = traced_flops(jax.make_jaxpr(jax.grad(total))(params).jaxpr)
     assert traced - dropped == bench_training.step_flops(spec, row, batch)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_kernel_tables_flops_are_those_of_a_step(k):
+    spec = dataclasses.replace(SPEC, head="gap", dropout=0.0)
+    row = SPACE.parse(bench_kernels.CELL.replace("K", str(k)))
+    assert bench_kernels.convolution_flops(spec, row, 5) == bench_training.step_flops(spec, row, 5)
 
 
 def test_flops_by_hand():
@@ -241,6 +249,7 @@ def test_multi_step_refuses_feedback():
         ({"cell": "0>3:conv5"}, "conv5"),
         ({"cell": "nonsense"}, "nonsense"),
         ({"side": 2}, "image_shape"),
+        ({"sizes": (1, 5)}, "want 3 among them"),
         ({"json": Path("/nowhere/at/all/x.json")}, "--json /nowhere/at/all/x.json"),
     ],
 )
@@ -256,7 +265,7 @@ def test_the_command_end_to_end(tmp_path):
     path = tmp_path / "bench.json"
     options = (
         "--quick --channels 2 --batch 4 --time-steps 2 --side 8 --hidden 8 --rounds 2 --seconds 0.01 "
-        f"--matmul-side 64 --bandwidth-mb 1 --json {path}"
+        f"--widths 2 --sizes 3 --kernel-batch 4 --matmul-side 64 --bandwidth-mb 1 --json {path}"
     )
     command = [
         sys.executable,
@@ -266,7 +275,7 @@ def test_the_command_end_to_end(tmp_path):
         "0>1:skip 0>3:conv3",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    for heading in ("### Training step", "### What spiking costs", "### Peers"):
+    for heading in ("### Training step", "### What spiking costs", "### Peers", "### A step by kernel size"):
         assert heading in done.stdout
     results = json.loads(path.read_text())
     ours, conventional = (results["training"][name] for name in ("ours", "conventional"))
@@ -278,6 +287,10 @@ def test_the_command_end_to_end(tmp_path):
     assert conventional["channels"] > ours["channels"] == 2
     assert conventional["cost_of_spiking"]["ratio"] > 0
     assert results["cell"] == "0>3:conv3"  # without the dead edge
+    kernels = results["kernels"]
+    assert [row["kernel_size"] for row in kernels["rows"]] == [3] * 3
+    for row in kernels["rows"]:
+        assert row["of_matmul"] == pytest.approx(row["flops"] / row["seconds"] / kernels["ceilings"]["float32"])
     if peers.missing():
         assert results["skipped"] == peers.missing()
         assert results["skipped"] in done.stdout

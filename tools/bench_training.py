@@ -9,6 +9,7 @@ stderr.
   and compilation, which is timed apart.
 - peers: spikingjelly's SNASNet, as shipped and in multi-step mode (`peers_training`; skipped where it is not
   installed): the same cell, batch and SGD.
+- kernels: a step by kernel size, called alone, in a call of many steps, and of a feedback cell (`bench_kernels`).
 - conventional: the same macro-architecture by the same code with ReLU for LIF, one time step, and the width whose
   forward FLOPs are nearest (`equal_width`): the ratio of times is what spiking costs at equal FLOPs.
 
@@ -32,7 +33,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import ceilings
 import jax
@@ -41,22 +42,20 @@ import numpy as np
 import peers
 import peers_training
 from bench_common import Settings, filled, report, say, seconds_of, table
+from bench_kernels import MEAN, STD, compiled_step, measure_kernels
 from numpy.typing import ArrayLike
 
 from spikernel_jax import cli, neurons, parallel
 from spikernel_jax.data import normalise
 from spikernel_jax.genotype import CellSpace
-from spikernel_jax.model import hashable
 from spikernel_jax.neurons import NeuronSpec
 from spikernel_jax.recipe import TrainConfig
 from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import TrainState, _Recipe, _train_steps
 from spikernel_jax.work import necessary_work
 
-Section = Literal["ours", "peers", "conventional"]
+Section = Literal["ours", "peers", "conventional", "kernels"]
 Turn = Callable[[int], Any]  # runs so many steps to their end
 SPACE = CellSpace((1, 3))
-MEAN = STD = (0.5, 0.5, 0.5)
 _LABELS = {
     "ours": "ours",
     "shipped": "SNASNet as shipped, step by step",
@@ -73,8 +72,8 @@ class Options:
     """Results as JSON."""
     quick: bool = False
     """Takes the quick defaults."""
-    sections: tuple[Section, ...] = ("ours", "peers", "conventional")
-    """What is measured; ours always is."""
+    sections: tuple[Section, ...] = ("ours", "peers", "conventional", "kernels")
+    """What is measured; ours always is, unless it is kernels alone."""
     cell: str = "0>1:conv3 0>2:skip 1>2:conv1 0>3:conv3 1>3:skip 2>3:conv3"
     """Of kernel sizes 1 and 3, forward edges."""
     channels: int = 32
@@ -93,6 +92,12 @@ class Options:
     """Least time of the timed steps of a turn (4; quick 0.5)."""
     repeats: int | None = None
     """Of the ceilings (3; quick 2)."""
+    widths: tuple[int, ...] | None = None
+    """C of the table by kernel size (16 32; quick 16)."""
+    sizes: tuple[int, ...] = (1, 3, 5, 7)
+    """Kernel sizes of that table; 3 among them."""
+    kernel_batch: int | None = None
+    """Images of the table by kernel size (32; quick 8)."""
     matmul_side: int | None = None
     """Of the matrices of the ceilings (3072 on a CPU, else 8192; quick 2048)."""
     bandwidth_mb: int = 256
@@ -105,6 +110,8 @@ _DEFAULTS: dict[str, tuple[Any, Any]] = {  # full, quick
     "batch": (64, 8),
     "rounds": (4, 2),
     "seconds": (4.0, 0.5),
+    "widths": ((16, 32), (16,)),
+    "kernel_batch": (32, 8),
     "repeats": (3, 2),
     "matmul_side": (None, 2048),
 }
@@ -177,39 +184,6 @@ def relu_neurons() -> Iterator[NeuronSpec]:
         yield NeuronSpec("relu")
     finally:
         del neurons.NEURONS["relu"]
-
-
-class Program(NamedTuple):
-    """A compiled training step of ours."""
-
-    call: Callable[[TrainState], tuple[TrainState, jax.Array]]  # the new state, and its losses
-    steps: int  # of one call
-    state: TrainState
-    compiled: Any
-    precision: str  # of convolutions: a ceiling's name
-
-
-def compiled_step(
-    spec: NetworkSpec, genotype: ArrayLike, config: TrainConfig, images: jax.Array, labels: jax.Array, seed: int
-) -> Program:
-    """Compiles what `train` trains with: the one place that knows how it makes a step.
-
-    Args:
-      spec: the network.
-      genotype: codes [E].
-      config: the recipe.
-      images: uint8 [B, H, W, C], one batch.
-      labels: int32 [B].
-      seed: of weights and dropout.
-    """
-    codes = hashable(genotype)
-    devices = parallel.devices_for(len(labels))
-    plan = _Recipe(spec, codes, config, 1_000_000, MEAN, STD, devices)  # so long a cosine is a constant
-    init, key = jax.random.split(jax.random.key(seed))
-    state = plan.start(init)
-    rest = parallel.to_all(devices, (key, images, labels, jnp.arange(len(labels))[None]))
-    compiled = _train_steps.lower(plan, state, *rest).compile()
-    return Program(lambda state: compiled(state, *rest), 1, state, compiled, config.precision)
 
 
 def program_bytes(compiled: Any) -> int | None:
@@ -401,7 +375,14 @@ def bench(options: Options) -> None:
     genotype = SPACE.prune(SPACE.parse(options.cell))
     settings = Settings(options, devices, ceilings.Ceilings(0, 0, 0))
     settings.network(SPACE, head="snasnet")  # refuses sizes that no network has
-    report("Training benchmark", __file__, began, settings, {"": lambda s: measure(s, genotype)})
+    if 3 not in options.sizes:
+        raise ValueError(f"--sizes {options.sizes}: want 3 among them, which the others are compared with")
+    sections: dict[str, Any] = {"": lambda s: measure(s, genotype), "kernels": measure_kernels}
+    if "kernels" not in options.sections:
+        del sections["kernels"]
+    elif options.sections == ("kernels",):
+        del sections[""]
+    report("Training benchmark", __file__, began, settings, sections)
 
 
 if __name__ == "__main__":
