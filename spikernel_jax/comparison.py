@@ -182,11 +182,33 @@ def compare(job: Job, study: Study) -> "pl.DataFrame":
         f"C = {preset.channels}; scored at C = {scored.channels}.\n\n"
         "`scored` counts candidates; for pruning, supernets, each of which costs as much as several cells.\n\n"
     )
+    if study.space == "two_cells":
+        text += f"{two_cells_note(table)}\n\n"
     summary = summarise(table)
     rows = [{k: v for k, v in row.items() if v == v and v not in (np.inf, -np.inf)} for row in summary.to_dicts()]
     job.run.update_summary(strategies=rows)  # JSON has no NaN and no infinity
     report.write_report(job.run, [(title, text + summary_markdown(summary))])
     return table
+
+
+def two_cells_note(table: "pl.DataFrame") -> str:
+    """What the score of two independent cells rewards: its rank correlation with either cell's convolutions.
+
+    Args:
+      table: of `compare`, with genotypes ``"CELL1 | CELL2"``; the random search's cells are looked at.
+    """
+    import polars as pl
+    from scipy import stats
+
+    drawn = table.filter((pl.col("strategy") == "random") & pl.col("score").is_finite())
+    counts = np.array([[cell.count("conv") for cell in text.split(" | ")] for text in drawn["genotype"]])
+    first, second = (stats.spearmanr(drawn["score"].to_numpy(), counts[:, cell]).statistic for cell in range(2))
+    return (
+        f"**A high score is no good network here.** Over the {len(drawn):,} cells of the random searches, Spearman's "
+        f"correlation of the score is {first:+.2f} with the convolutions of cell 1 and {second:+.2f} with those of cell 2: "
+        "`sahd_paper` averages the number of neurons N over LIF calls, so few calls of the smaller cell 2 score higher, and "
+        "the best have a second cell that is next to nothing."
+    )
 
 
 def summarise(table: "pl.DataFrame") -> "pl.DataFrame":

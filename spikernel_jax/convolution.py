@@ -74,7 +74,7 @@ def _patches(x_NHWC: Array, k: int, stride: int, size: tuple[int, int]) -> Array
 
 def _by_patches(x_NHWC: Array, kernel: Array) -> Array:
     """The convolution of stride 1 as one product."""
-    patches = _patches(x_NHWC, kernel.shape[0], 1, x_NHWC.shape[1:3])
+    patches = _patches(x_NHWC, kernel.shape[0], 1, (x_NHWC.shape[1], x_NHWC.shape[2]))
     flat = kernel.reshape(-1, kernel.shape[3]).astype(x_NHWC.dtype)
     return jnp.matmul(patches, flat, preferred_element_type=_sums(x_NHWC))
 

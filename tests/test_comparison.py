@@ -224,3 +224,12 @@ def test_another_configuration_is_refused(tmp_path, capfd):
     with pytest.raises(SystemExit):
         start(*SMALL, "--space", "two_cells", "--out", str(tmp_path / "run"), "--budget", "15")
     assert "study.budget: 14 there, 15 here" in capfd.readouterr().err
+
+
+def test_the_two_cells_note_says_what_the_score_goes_with():
+    genotypes = ["0>1:conv3 0>3:conv3 | 0>3:skip", "0>3:conv3 | 0>3:conv3", "0>3:skip | 0>1:conv3 0>3:conv3"]
+    rows = {"strategy": ["random"] * 3 + ["evolution"], "genotype": [*genotypes, genotypes[0]]}
+    table = pl.DataFrame(rows | {"score": [3.0, 2.0, 1.0, -9.0]})
+    note = comparison.two_cells_note(table)
+    assert "Over the 3 cells" in note
+    assert "+1.00 with the convolutions of cell 1 and -1.00 with those of cell 2" in note

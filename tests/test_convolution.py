@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="how a CP
 
 def layouts(function: Any, *arguments: Any) -> set[str]:
     """Layouts of all convolutions in the compiled program."""
-    text = jax.jit(function).lower(*arguments).compile().as_text()
+    text = jax.jit(function).lower(*arguments).compile().as_text() or ""
     found = re.findall(r"= \S+ convolution\(.*?dim_labels=([\w>-]+)", text)
     assert text.count(" convolution(") == len(found)
     return set(found)
