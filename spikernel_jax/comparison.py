@@ -202,12 +202,13 @@ def two_cells_note(table: "pl.DataFrame") -> str:
 
     drawn = table.filter((pl.col("strategy") == "random") & pl.col("score").is_finite())
     counts = np.array([[cell.count("conv") for cell in text.split(" | ")] for text in drawn["genotype"]])
-    first, second = (stats.spearmanr(drawn["score"].to_numpy(), counts[:, cell]).statistic for cell in range(2))
+    scores = drawn["score"].to_numpy()
+    first, second = (float(stats.spearmanr(scores, counts[:, cell])[0]) for cell in range(2))  # pyright: ignore
     return (
         f"**A high score is no good network here.** Over the {len(drawn):,} cells of the random searches, Spearman's "
-        f"correlation of the score is {first:+.2f} with the convolutions of cell 1 and {second:+.2f} with those of cell 2: "
-        "`sahd_paper` averages the number of neurons N over LIF calls, so few calls of the smaller cell 2 score higher, and "
-        "the best have a second cell that is next to nothing."
+        f"correlation of the score is {first:+.2f} with the convolutions of cell 1 and {second:+.2f} with those of "
+        "cell 2: `sahd_paper` averages the number of neurons N over LIF calls, so few calls of the smaller cell 2 "
+        "score higher, and the best have a second cell that is next to nothing."
     )
 
 

@@ -151,12 +151,12 @@ def train_finalists(job: Job) -> "pl.DataFrame":
     job.say(f"step 3, training: {len(cells)} finalists, {job.preset.seeds} seeds, {job.preset.epochs} epochs each")
     for genotype, name in names.items():
         job.say(f"  {name}: {genotype}")
-    trained = _tested(job, _train(job, _trainings(job, cells)))
-    scores = dict(table.select("genotype", "score").iter_rows())
-    for trial in _trainings(job, cells):
-        first = trial.seed == job.seed * 1000
-        if first:
-            _export(job, trial, scores[cells[trial.kind][0].explicit(trial.genotype)], trained)
+    trainings = _trainings(job, cells)
+    trained = _tested(job, _train(job, trainings))
+    scores = {names[genotype]: score for genotype, score in table.select("genotype", "score").iter_rows()}
+    for trial, own in zip(trainings, trained, strict=True):
+        if trial.seed == trainings[0].seed:
+            _export(job, trial, own | {"source": job.data.source, "score": scores[trial.kind]})
     rows = [
         {"kernel_set": row["kernel_set"], "genotype": row["genotype"], "score": row["score"],
          "score_se": row["score_se"], **result, "checkpoint": f"finalists/{result['name']}/checkpoint"}
@@ -165,22 +165,19 @@ def train_finalists(job: Job) -> "pl.DataFrame":
     ]  # fmt: skip
     finalists = pl.DataFrame(rows)
     run.write_table("finalists", finalists)
-    curves = {trial.name: read_jsonl(trials.folder(job, trial) / "metrics.jsonl") for trial in _trainings(job, cells)}
+    curves = {trial.name: read_jsonl(trials.folder(job, trial) / "metrics.jsonl") for trial in trainings}
     title = f"Training of the finalists, {job.data.name}"
     figures.training_figure(curves, run.folder("figures") / "training.png", title)
     timed(job, "training", started)
     return finalists
 
 
-def _export(job: Job, trial: Trial, score: float, trained: Iterable[Mapping[str, Any]]) -> None:
-    """Exports a trained network with its own accuracies and its cell's score."""
+def _export(job: Job, trial: Trial, metrics: Mapping[str, Any]) -> None:
+    """Exports a trained network with what was measured of it."""
     model = trials.fit(job, trial)
-    own = next(row for row in trained if (row["name"], row["seed"]) == (trial.kind, trial.seed))
-    record = {name: own[name] for name in own if name not in ("name", "seed")}
-    more = record | {"source": job.data.source, "score": score}
     folder = job.run.folder("finalists") / trial.kind
     folder.mkdir(exist_ok=True)
-    save_model(folder / "checkpoint", dataclasses.replace(model, metrics=model.metrics | more))
+    save_model(folder / "checkpoint", dataclasses.replace(model, metrics={**model.metrics, **metrics}))
 
 
 def train_baselines(job: Job) -> "pl.DataFrame":
