@@ -22,7 +22,7 @@ import pytest
 from spikernel_jax import CellSpace, NetworkSpec, NeuronSpec, load_snasnet, proxies, snasnet
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = Path(os.environ.get("SPIKERNEL_GOLDEN", ROOT.parent / "shared" / "golden"))
+FOLDER = Path(os.environ.get("SPIKERNEL_GOLDEN", ROOT / "tests" / "golden"))
 MANIFESTS = sorted(FOLDER.glob("*.json"))
 CASES = [(path, name) for path in MANIFESTS for name in json.loads(path.read_text()).get("cases", {})]
 

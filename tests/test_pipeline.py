@@ -1,9 +1,12 @@
 """The whole job as a user runs it: one command, four commands, killed and run again."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -26,32 +30,22 @@ pytestmark = pytest.mark.slow
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 TABLES = ("impact", "search", "finalists", "baselines", "tradeoff")
-SETS = {"1,3": CellSpace((1, 3)), "5": CellSpace((5,))}  # of the preset
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Processes share compiled programs, which is most of their time."""
-    cache = tmp_path_factory.mktemp("compiled")
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+SETS = {"1": CellSpace((1,)), "3": CellSpace((3,))}  # of the preset
 
 
 Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def run(environment) -> Run:
-    """Runs a script; gives back what it printed."""
+def run() -> Run:
+    """Runs a script in this process, as the shell would; gives back what it printed."""
 
     def script(name: str, *options: str) -> str:
-        command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), *options]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            patch.setattr(sys, "argv", [f"{name}.py", *options])
+            runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+        return printed.getvalue()
 
     return script
 
@@ -61,6 +55,13 @@ def explored(run, tmp_path_factory) -> tuple[Path, str]:
     """A finished run and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "explored"
     return out, run("explore", "--preset", "smoke", "--out", str(out))
+
+
+@pytest.fixture(scope="module")
+def environment(explored) -> dict[str, str]:
+    """Of real processes: as many devices as this one had, so that results are the same to the bit."""
+    flag = f"--xla_force_host_platform_device_count={jax.device_count()}"
+    return os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
 
 
 def summary_of(out: Path) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def test_the_folder_holds_what_users_rely_on(explored):
     config = json.loads((out / "config.json").read_text())
     assert config["config"]["data"] == "mnist5k"  # the embedded one: no network, no files of the user's
     assert {"versions", "device", "command", "git"} <= set(config["environment"])
-    assert {path.name for path in (out / "finalists").iterdir()} == {"k1-3", "k5"}
+    assert {path.name for path in (out / "finalists").iterdir()} == {"k1", "k3"}
     assert all((path / "checkpoint").is_dir() for path in (out / "finalists").iterdir())
 
 
@@ -113,7 +114,7 @@ def test_all_networks_are_trained_alike(explored):
     trained = list((out / "trainings").iterdir())
     names = {path.name.rpartition("-seed")[0] for path in trained}
     assert names == {
-        "unsearched-k1", "unsearched-k3", "unsearched-k5", "k1-3", "k5", "random-k1-3", "random-k5", "snasnet"
+        "unsearched-k1", "unsearched-k3", "k1", "k3", "random-k1", "random-k3", "snasnet"
     }  # fmt: skip
     assert {path.name for path in trained} == {f"{name}-seed{seed}" for name in names for seed in (0, 1)}
     assert settings["seeds"] == 2
@@ -132,11 +133,11 @@ def test_baselines_are_what_they_say(explored):
     finalists = dict(tables["finalists"].select("name", "genotype").iter_rows())
     one = baselines.unique("name", maintain_order=True)
     cell = dict(one.select("name", "genotype").iter_rows())
-    for k in (1, 3, 5):
+    for k in (1, 3):
         assert cell[f"unsearched-k{k}"] == f"0>1:conv{k} 0>3:skip 1>3:conv{k}"
     assert cell["snasnet"] == "0>1:conv3 1>2:conv3 0>3:conv1 2>3:conv3"
     drawn = one.filter(pl.col("role") == "random")
-    assert dict(drawn.select("of", "kernel_set").iter_rows()) == {"k1-3": "1,3", "k5": "5"}
+    assert dict(drawn.select("of", "kernel_set").iter_rows()) == {"k1": "1", "k3": "3"}
     assert (drawn["memory_bytes"] <= budget).all()
     assert len({*drawn["genotype"], *finalists.values()}) == 4  # none of them twice
     for row in drawn.iter_rows(named=True):
@@ -200,7 +201,7 @@ def test_the_tables_tell_the_four_steps(explored):
     impact = tables["impact"]
     assert len(impact) == len(settings["kernel_sizes"]) * settings["seeds"]
     by_size = impact.group_by("kernel_size").agg(pl.col("parameters").unique()).sort("kernel_size")
-    assert [len(values) for values in by_size["parameters"]] == [1, 1, 1]
+    assert [len(values) for values in by_size["parameters"]] == [1, 1]
     assert by_size["parameters"][0][0] < by_size["parameters"][1][0]
 
     summary = json.loads((out / "summary.json").read_text())["chosen"]
@@ -220,8 +221,7 @@ def test_the_tables_tell_the_four_steps(explored):
         assert finalist["score"][0] == best["score"][0]
         assert finalist["memory_bytes"][0] == best["memory_bytes"].min()
         genotypes += finalist["genotype"].to_list()
-        if kernel_set == "5":
-            continue  # its cells without a convolution may come past a rung with the other set's
+        # At least: cells without a convolution are in both sets, and come past a rung with either.
         counts = dict(search["fidelity"].value_counts().iter_rows())
         assert counts["full"] >= math.ceil(0.01 * len(fitting))
         assert counts["medium"] + counts["full"] >= math.ceil(0.1 * len(fitting))
@@ -262,7 +262,7 @@ def test_a_finished_run_is_left_as_it_was(explored, run):
 def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, str(EXPERIMENTS / "explore.py"), "--preset", "smoke", "--out", str(out)]
-    for moment, least in (("scores/low/chunk-*.npz", 12), ("trainings/k1-3*/state", 1), ("trainings/random*/state", 3)):
+    for moment, least in (("scores/low/chunk-*.npz", 5), ("trainings/k1-*/state", 1)):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         try:
             end = time.monotonic() + 200

@@ -1,5 +1,6 @@
 """Recipes: optimisers, schedules, losses and averages against their definitions."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -69,6 +70,46 @@ def test_muon_turns_a_kernel_by_a_nearly_orthogonal_matrix():
     assert (singular > 0.5 * singular[0]).all()  # Newton-Schulz brings singular values to about one size
     gradient = np.linalg.svd(GRADS["conv"]["kernel"].reshape(6, 4), compute_uv=False)
     assert gradient[-1] < 0.1 * gradient[0]  # which they were not
+
+
+def orthogonalised(matrix: np.ndarray) -> np.ndarray:
+    """Five quintic Newton-Schulz steps of a matrix of Frobenius norm 1 (Jordan et al. 2024), on its singular values."""
+    u, s, v = np.linalg.svd(matrix / np.linalg.norm(matrix), full_matrices=False)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u * s @ v
+
+
+@pytest.mark.parametrize("decayed", ["all", "kernels"])
+@pytest.mark.parametrize("shape", [(3, 3, 2, 4), (1, 1, 2, 6)])  # more rows than columns, and fewer
+def test_muon_by_hand(shape, decayed):
+    """Sign, scale, momentum and decay of kernels; all else by Adam that looks ahead, at the same rate."""
+    rate, beta, decay = 0.1, 0.8, 0.3
+    config = TrainConfig(
+        learning_rate=rate, final_fraction=0.0, weight_decay=decay, momentum=beta, optimiser="muon", decayed=decayed
+    )
+    optimiser, rng = recipe.optimiser(config, 10), np.random.default_rng(0)
+    w, b = rng.normal(size=shape), rng.normal(size=5)
+    params: Any = {"conv": {"kernel": jnp.asarray(w, jnp.float32)}, "norm": {"scale": jnp.asarray(b, jnp.float32)}}
+    state, mean = optimiser.init(params), np.zeros(shape)
+    first, second = np.zeros(5), np.zeros(5)
+    rows, columns = int(np.prod(shape[:-1])), shape[-1]
+    for t in range(1, 4):
+        g, h = rng.normal(size=shape), rng.normal(size=5)
+        grads = {"conv": {"kernel": jnp.asarray(g, jnp.float32)}, "norm": {"scale": jnp.asarray(h, jnp.float32)}}
+        updates, state = optimiser.update(grads, state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        lr = rate * cosine(t - 1)
+        mean = beta * mean + (1 - beta) * g
+        ahead = beta * mean / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+        step = orthogonalised(ahead.reshape(rows, columns)) * max(1, columns / rows) ** 0.5
+        w = w - lr * (step.reshape(shape) + decay * w)
+        np.testing.assert_allclose(params["conv"]["kernel"], w, rtol=2e-4, atol=2e-5)
+        first, second = 0.9 * first + 0.1 * h, 0.999 * second + 0.001 * h * h
+        ahead = 0.9 * first / (1 - 0.9 ** (t + 1)) + 0.1 * h / (1 - 0.9**t)
+        moved = ahead / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        b = b - lr * (moved + (decay if decayed == "all" else 0) * b)
+        np.testing.assert_allclose(params["norm"]["scale"], b, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("optimiser", recipe.OPTIMISERS)
@@ -194,6 +235,37 @@ def test_every_augmentation_is_applied_and_follows_its_key(changes):
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
     black = (x == -2).all(-1).any((1, 2))
     assert black.all() if changes.keys() == {"cutout"} else True
+
+
+ALL = TrainConfig(
+    learning_rate=0.1, warmup=0.2, weight_decay=0.1, padding=2, flip=True, label_smoothing=0.1, trivial=True,
+    cutout=3, mix="mixup", mix_alpha=0.4, ema=0.9,
+)  # fmt: skip
+CHANGED = {
+    "learning_rate": 0.2, "final_fraction": 0.5, "momentum": 0.5, "weight_decay": 0.3, "padding": 0, "flip": False,
+    "optimiser": "adamw", "schedule": "one_cycle", "warmup": 0.0, "loss": "tet", "label_smoothing": 0.0,
+    "trivial": False, "cutout": 0, "mix": "cutmix", "mix_alpha": 4.0, "decayed": "kernels", "ema": 0.0,
+}  # fmt: skip
+ELSEWHERE = {"epochs", "batch_size", "precision"}  # in test_train.py
+
+
+def test_every_field_is_looked_at():
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == CHANGED.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_every_field_does_something(field):
+    """A training is its parts (test_train.py), so what no part reads has no effect."""
+    base = dataclasses.replace(ALL, warmup=0.0) if field == "schedule" else ALL
+    logits, targets = np.random.default_rng(0).normal(size=(3, 4, 5)), np.full((4, 5), 0.2)
+
+    def parts(config: TrainConfig) -> list[np.ndarray]:
+        loss = recipe.loss(config, jnp.asarray(logits), jnp.asarray(targets))
+        average = recipe.averaged(config, jnp.zeros(2), jnp.ones(2), jnp.int32(50))
+        return [*batch(config), *steps(config, 6)[-1].values(), np.asarray(loss), np.asarray(average)]
+
+    pairs = zip(parts(base), parts(dataclasses.replace(base, **{field: CHANGED[field]})), strict=True)
+    assert any(not np.allclose(a, b, rtol=1e-5) for a, b in pairs)
 
 
 @pytest.mark.parametrize(

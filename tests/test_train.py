@@ -1,5 +1,6 @@
 """Training: that it learns, from the training images alone, and survives being killed at any instant."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -226,7 +227,7 @@ def without_seconds(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_weights(model, saved, tmp_path):
-    pick = random.Random()  # other moments every time; a failure tells them
+    pick = random.Random(5)
     moments = [
         ("step", pick.randint(1, 4), 0.0),  # within the first epoch: nothing saved yet
         ("step", pick.randint(5, 8), 0.0),  # between two steps of the second epoch
@@ -407,6 +408,106 @@ def test_a_step_is_momentum_sgd_with_weight_decay_in_the_gradient():
         velocity = 0.9 * velocity + (gradient + 0.01 * w)
         w = w - rate * velocity
         np.testing.assert_allclose(weights["w"], w, rtol=1e-5, atol=1e-6)
+
+
+# Every field of the recipe reaches the weights
+
+EVERYTHING = TrainConfig(
+    epochs=3,
+    batch_size=8,
+    learning_rate=0.05,
+    final_fraction=0.3,
+    momentum=0.7,
+    weight_decay=0.2,
+    padding=2,
+    flip=True,
+    optimiser="nesterov",
+    warmup=0.25,
+    loss="tet",
+    label_smoothing=0.2,
+    trivial=True,
+    cutout=3,
+    mix="mixup",
+    mix_alpha=0.4,
+    decayed="kernels",
+    ema=0.6,
+)
+
+
+def by_hand(config: Any, total: int, given: Dataset, seed: int) -> tuple[Any, Any]:
+    """Weights and statistics that are exported, from the recipe's parts and the definition of a training."""
+    from spikernel_jax import network
+    from spikernel_jax.data import epoch_batches
+
+    init_key, order_key, step_key = (jax.random.fold_in(jax.random.key(seed), i) for i in range(3))
+    params, stats = network.init(init_key, SPEC, CELL)
+    optimiser = recipe.optimiser(config, total)
+    state, average = optimiser.init(params), (params, stats)
+
+    @jax.jit
+    def step(params: Any, stats: Any, state: Any, average: Any, number: Any, chosen: Any) -> Any:
+        drawn, mask = jax.random.split(jax.random.fold_in(step_key, number))
+        images, labels = jnp.asarray(given.train.images)[chosen], jnp.asarray(given.train.labels)[chosen]
+        x, targets = recipe.inputs(config, drawn, images, labels, 2, given.mean, given.std)
+        keep = network.dropout_mask(mask, SPEC, len(chosen))
+
+        def loss(params: Any) -> Any:
+            out = network.apply(SPEC, CELL, params, x, stats=stats, train=True, dropout_keep=keep)
+            return recipe.loss(config, out.logits_TBK, targets), out.stats
+
+        grads, stats = jax.grad(loss, has_aux=True)(params)
+        updates, state = optimiser.update(grads, state, params)
+        params = jax.tree.map(lambda a, b: a + b, params, updates)
+        decay = jnp.minimum(config.ema, (1 + number) / (10 + number))
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, (params, stats))
+        return params, stats, state, average
+
+    orders = [
+        np.asarray(epoch_batches(jax.random.fold_in(order_key, epoch), len(given.train.labels), config.batch_size))
+        for epoch in range(config.epochs)
+    ]
+    for number, chosen in enumerate(np.concatenate(orders)):
+        params, stats, state, average = step(params, stats, state, average, number, chosen)
+    return average if config.ema else (params, stats)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [EVERYTHING, TrainConfig(epochs=2, batch_size=16, optimiser="muon", learning_rate=0.02, schedule="one_cycle")],
+    ids=["everything", "muon"],
+)
+def test_a_training_is_its_recipes_parts_put_together(config):
+    """No part is left out, whatever it is: each is compared with its definition in test_recipe.py."""
+    given = data()
+    model = run(config=config)
+    params, stats = by_hand(config, config.epochs * (70 // config.batch_size), given, 1)
+    # Behind a convolution in a cell stands another norm, so the bias has no gradient but rounding, and Muon's Adam
+    # makes steps of any gradient's sign.
+    compared = [leaf.ndim > 1 or config.optimiser != "muon" for leaf in jax.tree.leaves(params)]
+    pairs = [*zip(jax.tree.leaves(model.params), jax.tree.leaves(params), compared, strict=True)]
+    pairs += [
+        (a, b, config.optimiser != "muon") for a, b in zip(*map(jax.tree.leaves, (model.stats, stats)), strict=True)
+    ]
+    for ours, other, look in pairs:
+        if look:
+            np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-4)
+    start, _ = by_hand(dataclasses.replace(config, epochs=1, ema=0.0), 10**6, given, 1)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), model.params, start)
+    assert max(jax.tree.leaves(moved)) > 1e-2  # the tolerance is small beside what a training does
+
+
+@pytest.mark.parametrize("precision", recipe.PRECISIONS)
+def test_the_precision_is_that_of_the_program(precision):
+    from spikernel_jax import parallel
+    from spikernel_jax.model import hashable
+
+    config = TrainConfig(batch_size=8, precision=precision)
+    plan = training._Recipe(SPEC, hashable(CELL), config, 10, (0.5,), (0.2,), parallel.devices_for(8))
+    images, labels = jnp.zeros((8, 8, 8, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
+    chosen = jnp.zeros((1, 8), jnp.int32)
+    state = jax.eval_shape(lambda: plan.start(jax.random.key(0)))
+    program = training._train_steps.lower(plan, state, jax.random.key(0), images, labels, chosen).as_text()
+    assert ("bf16" in program) == (precision == "bfloat16")
 
 
 def test_the_first_loss_by_hand():

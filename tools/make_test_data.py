@@ -1,12 +1,15 @@
 """A few hundred images of prepared CIFAR-10 for the tests, as TFDS holds them: ``tests/data/cifar10``.
 
-Use: ``python tools/make_test_data.py --data-dir DIR``. Records are copied as they are, the first of each split.
+Use: ``python tools/make_test_data.py --data-dir DIR``. Records are copied as they are: the first of each class.
 """
 
 import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from spikernel_jax import cli
 from spikernel_jax.data import DATASETS
@@ -21,7 +24,7 @@ class Options:
     data_dir: Path
     """Where prepared CIFAR-10 lies."""
     train: int = 320
-    """Images of the training split."""
+    """Images of the training split, as many of each class."""
     test: int = 120
     """Images of the test split."""
     out: Path = ROOT / "tests" / "data"
@@ -29,7 +32,8 @@ class Options:
 
 
 def copy(options: Options) -> None:
-    """Copies the first records of each split, and says so in the copy's description."""
+    """Copies as many first records of each class, and says so in the copy's description."""
+    import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     info = DATASETS["cifar10"]
@@ -42,13 +46,15 @@ def copy(options: Options) -> None:
     for split in record["splits"]:
         wanted = getattr(options, split["name"])
         name = f"cifar10-{split['name']}.array_record-00000-of-00001"
-        reader = ArrayRecordReader(str(there / name))
-        records = reader.read(list(range(wanted)))
+        source: Any = tfds.data_source("cifar10", split=split["name"], data_dir=options.data_dir, download=False)
+        labels = np.array([record["label"] for record in source.__getitems__(list(range(4 * wanted)))])
+        chosen = np.sort(np.concatenate([np.flatnonzero(labels == k)[: wanted // 10] for k in range(10)]))
+        records = ArrayRecordReader(str(there / name)).read(chosen.tolist())
         writer = ArrayRecordWriter(str(here / name), "group_size:1")
         for entry in records:
             writer.write(entry)
         writer.close()
-        split |= {"numBytes": str(sum(map(len, records))), "shardLengths": [str(wanted)]}
+        split |= {"numBytes": str(sum(map(len, records))), "shardLengths": [str(len(records))]}
     record["description"] += f" Here the first {options.train} and {options.test} of a JPEG copy, for tests."
     (here / "dataset_info.json").write_text(json.dumps(record, indent=2) + "\n")
     for name in ("features.json", "label.labels.txt"):
