@@ -146,7 +146,8 @@ def _parse_set(text: str) -> list[int]:
 def main(options_type: type[Options], body: Callable[[Options], None], description: str) -> None:
     """Parses the command line and runs a script; bad input is one line on stderr and exit 2.
 
-    Work that a signal stopped after saving says so in one line and exits with 143 (SIGTERM) or 130 (SIGINT).
+    Work that a signal stopped after saving says so in one line and exits with 143 (SIGTERM) or 130 (SIGINT). A
+    SIGINT that is ignored from the start, as in a background job of a shell without job control, stays ignored.
     """
     options = tyro.cli(options_type, description=description)
     script = Path(body.__code__.co_filename).resolve()

@@ -87,7 +87,10 @@ def impact(job: Job) -> "pl.DataFrame":
         for k, trainings in by_size.items() for trial in trainings
     ])  # fmt: skip
     run.write_table("impact", table)
-    title = f"Impact of the kernel size, {job.data.name}, n = {job.preset.seeds} seeds"
+    title = (
+        f"Impact of the kernel size, {job.data.name}, n = {job.preset.seeds} seeds; accuracy in float32, memory counted "
+        f"at {job.options['bits']} bits"
+    )
     figures.impact_figure(table, run.folder("figures") / "impact.png", title)
     timed(job, "impact", started)
     return table

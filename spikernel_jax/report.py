@@ -62,7 +62,7 @@ def impact_table(table: "pl.DataFrame") -> "Table":
                 "energy\n(µJ/image)": _number(energy, "{:,.2f}", 1e-3),
             }
         )
-    return _rich_table("Impact of the kernel size", 1, rows)
+    return _rich_table("Impact of the kernel size (accuracy in float32, memory counted)", 1, rows)
 
 
 def finalists_table(table: "pl.DataFrame") -> "Table":

@@ -1,7 +1,10 @@
 """Compilation is most of what the tests take: what one process of a run has compiled serves the others."""
 
 import os
+import signal
 import tempfile
+
+import pytest
 
 # Before jax is imported. Worker processes and scripts that tests start inherit all of it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -10,3 +13,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
+
+
+# A background job of a shell without job control starts with SIGINT ignored, and so would all that tests start. What
+# the program does then is in test_stopping.py; all other tests are of a program that can be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest module begins first, so that no process is left with it at the end."""
+    items.sort(key=lambda item: item.path.stem != "test_pipeline")

@@ -28,6 +28,7 @@ from spikernel_jax.runs import RunFolder
 
 pytestmark = pytest.mark.slow
 
+SMOKE = ("--preset", "smoke", "--recipe", "snasnet")  # which compiles in half the time
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 TABLES = ("impact", "search", "finalists", "baselines", "tradeoff")
 SETS = {"1": CellSpace((1,)), "3": CellSpace((3,))}  # of the preset
@@ -54,7 +55,7 @@ def run() -> Run:
 def explored(run, tmp_path_factory) -> tuple[Path, str]:
     """A finished run and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "explored"
-    return out, run("explore", "--preset", "smoke", "--out", str(out))
+    return out, run("explore", *SMOKE, "--out", str(out))
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_the_tables_tell_the_four_steps(explored):
 def test_four_commands_choose_the_same_model(explored, run, tmp_path):
     out = tmp_path / "steps"
     for step in ("kernel_impact", "search", "train", "tradeoff"):
-        options = ["--preset", "smoke"] if step == "kernel_impact" else []  # the folder knows the rest
+        options = SMOKE if step == "kernel_impact" else ()  # the folder knows the rest
         run(step, *options, "--out", str(out))
     assert_same_results(out, explored[0])
 
@@ -252,7 +253,7 @@ def test_a_finished_run_is_left_as_it_was(explored, run):
 
     summary, tables, scores = summary_of(out), tables_of(out), times()
     logs = {path: path.read_bytes() for pattern in patterns[:2] for path in out.glob(pattern)}
-    run("explore", "--preset", "smoke", "--out", str(out))
+    run("explore", *SMOKE, "--out", str(out))
     assert summary_of(out) == summary
     assert all(table.equals(tables[name]) for name, table in tables_of(out).items())
     assert {path: path.read_bytes() for path in logs} == logs  # no epoch was trained again
@@ -261,7 +262,7 @@ def test_a_finished_run_is_left_as_it_was(explored, run):
 
 def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, tmp_path):
     out = tmp_path / "killed"
-    command = [sys.executable, str(EXPERIMENTS / "explore.py"), "--preset", "smoke", "--out", str(out)]
+    command = [sys.executable, str(EXPERIMENTS / "explore.py"), *SMOKE, "--out", str(out)]
     for moment, least in (("scores/low/chunk-*.npz", 5), ("trainings/k1-*/state", 1)):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         try:
@@ -274,7 +275,7 @@ def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, 
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert not (out / "tables" / "baselines.parquet").exists()
-    run("explore", "--preset", "smoke", "--out", str(out))
+    run("explore", *SMOKE, "--out", str(out))
     assert_same_results(out, explored[0])
     for path in out.glob("trainings/*/metrics.jsonl"):
         assert [record["epoch"] for record in read_jsonl(path)] == [1, 2]

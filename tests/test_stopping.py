@@ -194,3 +194,22 @@ def test_a_stopped_process_saves_and_the_same_command_goes_on(number, status, tm
     )
     assert again.stdout.split("\n")[:-1] == [f"from {done}", f"{done + 1}", f"{done + 2}",
                                              f"sum {sum(range(done + 3))}"]  # fmt: skip
+
+
+def test_a_process_that_ignores_sigint_from_its_start_goes_on_and_sigterm_stops_it(tmp_path):
+    """As a background job of a shell without job control (``sh -c 'python ... &'``) starts."""
+    script = "trap '' INT; exec \"$@\""
+    command = ["sh", "-c", script, "sh", sys.executable, "-c", _WORK, "--out", str(tmp_path / "state")]
+    with subprocess.Popen(
+        [*command, "--steps", "1000", "--pause", "0.05"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(3)] == ["from 0\n", "1\n", "2\n"]
+        process.send_signal(signal.SIGINT)
+        later = [int(process.stdout.readline()) for _ in range(4)]
+        assert later == [3, 4, 5, 6]  # nothing has stopped it
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert err.startswith("stopped by SIGTERM with all saved")
