@@ -88,8 +88,8 @@ def impact(job: Job) -> "pl.DataFrame":
     ])  # fmt: skip
     run.write_table("impact", table)
     title = (
-        f"Impact of the kernel size, {job.data.name}, n = {job.preset.seeds} seeds; accuracy in float32, memory counted "
-        f"at {job.options['bits']} bits"
+        f"Impact of the kernel size, {job.data.name}, n = {job.preset.seeds} seeds; accuracy in float32, memory "
+        f"counted at {job.options['bits']} bits"
     )
     figures.impact_figure(table, run.folder("figures") / "impact.png", title)
     timed(job, "impact", started)
