@@ -1,7 +1,7 @@
 """SpiKernel's four steps in one command: impact, kernel sets, search and training, trade-off.
 
     python experiments/explore.py                       # 5,000 MNIST digits, under 10 minutes on 2 cores
-    python experiments/explore.py --data cifar10        # under an hour on 2 cores
+    python experiments/explore.py --data cifar10        # an hour or two on 2 cores
 
 Ends with a table, and a run folder with tables, figures, report.md and trained, exported checkpoints.
 """
