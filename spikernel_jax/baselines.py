@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikernel_jax import search
-from spikernel_jax.cost import costs
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.jobs import Job, settings_there
 from spikernel_jax.trials import Interval, interval
@@ -37,6 +36,11 @@ class Baseline(NamedTuple):
     row: NDArray[np.int8]
 
 
+def space_of(kernel_set: str) -> CellSpace:
+    """The space of a kernel set as tables write it, "3,5"."""
+    return CellSpace(tuple(int(k) for k in kernel_set.split(",")))
+
+
 def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
     """Random and published cells, by name.
 
@@ -52,10 +56,9 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
     result: dict[str, Baseline] = {}
     taken = set(finalists["genotype"].to_list())
     for index, row in enumerate(finalists.unique("name", keep="first", maintain_order=True).iter_rows(named=True)):
-        space = CellSpace(tuple(int(k) for k in row["kernel_set"].split(",")))
-        spec = job.preset.network(job.data.name, job.data.num_classes, space)
+        space = space_of(row["kernel_set"])
         rows = space.enumerate()
-        rows = rows[search.memory_of(spec, rows, bits) <= budget]
+        rows = rows[search.memory_of(job.network(space), rows, bits) <= budget]
         order = jax.random.permutation(jax.random.fold_in(job.key(_RANDOM_KEY), index), len(rows))
         free = (rows[i] for i in np.asarray(order) if space.explicit(rows[i]) not in taken)
         if (drawn := next(free, None)) is not None:
@@ -69,9 +72,8 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
 
 def memory_of(job: Job, row: Mapping[str, Any], bits: int) -> int:
     """Bytes of a baseline at another width."""
-    space = CellSpace(tuple(int(k) for k in row["kernel_set"].split(",")))
-    spec = job.preset.network(job.data.name, job.data.num_classes, space)
-    return int(costs(spec, space.parse(row["genotype"])[None], bits).memory_bytes[0])
+    space = space_of(row["kernel_set"])
+    return int(search.memory_of(job.network(space), space.parse(row["genotype"])[None], bits)[0])
 
 
 def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":

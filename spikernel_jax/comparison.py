@@ -98,7 +98,7 @@ def compare(job: Job, study: Study) -> "pl.DataFrame":
     import polars as pl
 
     preset, space = job.preset, study.cell_space
-    trained = preset.network(job.data.name, job.data.num_classes, space)
+    trained = job.network(space)
     scored = study.fidelity.network(trained)
     bank = population.make_bank(job.key(_BANK_KEY), scored, study.fidelity.seeds)
     images = study.fidelity.images(job.key(_IMAGES_KEY), job.data, trained)

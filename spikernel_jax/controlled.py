@@ -129,8 +129,7 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
 
     started = time.perf_counter()
     preset, run = job.preset, job.run
-    seeds = range(job.seed * 1000, job.seed * 1000 + preset.seeds)
-    rows = list(plan.rows(seeds))
+    rows = list(plan.rows(job.seeds))
     # Seed by seed, so that the time left rests on measurements of every network early on.
     trainings = {
         (seed, network): plan.trial(seed, network)

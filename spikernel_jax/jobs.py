@@ -25,6 +25,7 @@ from spikernel_jax.presets import Preset, get_preset
 from spikernel_jax.recipe import DEFAULT_RECIPE, named_recipe
 from spikernel_jax.runs import RunFolder
 from spikernel_jax.search import STRATEGIES
+from spikernel_jax.spec import NetworkSpec
 
 Say = Callable[[str], None]
 
@@ -55,6 +56,15 @@ class Job:
     options: dict[str, Any]
     say: Say
     processes: Processes = ALONE
+
+    @property
+    def seeds(self) -> range:
+        """Of the trainings of every network."""
+        return range(self.seed * 1000, self.seed * 1000 + self.preset.seeds)
+
+    def network(self, space: CellSpace) -> NetworkSpec:
+        """The network of a space's cells on the job's images, as it is trained."""
+        return self.preset.network(self.data.name, self.data.num_classes, space)
 
     def key(self, purpose: int) -> jax.Array:
         """The key of one purpose; no two purposes share one."""

@@ -30,12 +30,10 @@ if TYPE_CHECKING:
 
 def _trainings(job: Job, cells: Mapping[str, tuple[CellSpace, Any]]) -> list[Trial]:
     """The trainings of named cells, all seeds of one after another."""
-    preset, data = job.preset, job.data
-    config = preset.training(data.name, job.options["recipe"])
-    seeds = range(job.seed * 1000, job.seed * 1000 + preset.seeds)
+    config = job.preset.training(job.data.name, job.options["recipe"])
     return [
-        Trial(name, seed, preset.network(data.name, data.num_classes, space), tuple(np.asarray(row).tolist()), config)
-        for (name, (space, row)), seed in itertools.product(cells.items(), seeds)
+        Trial(name, seed, job.network(space), tuple(np.asarray(row).tolist()), config)
+        for (name, (space, row)), seed in itertools.product(cells.items(), job.seeds)
     ]
 
 
@@ -149,7 +147,7 @@ def train_finalists(job: Job) -> "pl.DataFrame":
     for row in table.iter_rows(named=True):
         name = names.setdefault(row["genotype"], "k" + row["kernel_set"].replace(",", "-"))
         if name not in cells:
-            space = CellSpace(tuple(int(k) for k in row["kernel_set"].split(",")))
+            space = baselines.space_of(row["kernel_set"])
             cells[name] = space, space.parse(row["genotype"])
     job.say(f"step 3, training: {len(cells)} finalists, {job.preset.seeds} seeds, {job.preset.epochs} epochs each")
     for genotype, name in names.items():
@@ -158,7 +156,7 @@ def train_finalists(job: Job) -> "pl.DataFrame":
     trained = _tested(job, _train(job, trainings))
     scores = {names[genotype]: score for genotype, score in table.select("genotype", "score").iter_rows()}
     for trial, own in zip(trainings, trained, strict=True):
-        if trial.seed == trainings[0].seed:
+        if trial.seed == job.seeds[0]:
             _export(job, trial, own | {"source": job.data.source, "score": scores[trial.kind]})
     rows = [
         {"kernel_set": row["kernel_set"], "genotype": row["genotype"], "score": row["score"],

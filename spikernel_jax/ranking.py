@@ -50,7 +50,7 @@ def find_cells(job: Job, sets: Sequence[tuple[int, ...]]) -> Cells:
     """The cells that the job's strategy looks at; `halving` and `random` rule out those over the budget."""
     strategy, budget, bits = (job.options[name] for name in ("strategy", "memory_budget", "bits"))
     space = CellSpace(tuple(sorted({k for s in sets for k in s})))
-    trained = job.preset.network(job.data.name, job.data.num_classes, space)
+    trained = job.network(space)
 
     def fits(rows: NDArray[np.int8]) -> NDArray[np.bool_]:
         return search.memory_of(trained, rows, bits) <= budget

@@ -1,6 +1,8 @@
 """Compilation is most of what the tests take: what one process of a run has compiled serves the others."""
 
+import atexit
 import os
+import shutil
 import signal
 import tempfile
 
@@ -8,8 +10,10 @@ import pytest
 
 # Before jax is imported. Worker processes and scripts that tests start inherit all of it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="spikernel-tests-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)  # by the process that made it, which ends last
     os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="spikernel-tests-"),
+        "JAX_COMPILATION_CACHE_DIR": _cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from spikernel_jax import jobs, network, pipeline, presets, ranking, search, trials
+from spikernel_jax import baselines, jobs, network, pipeline, presets, ranking, search, trials
 from spikernel_jax.data import Split
 from spikernel_jax.genotype import CellSpace
 from spikernel_jax.jobs import Job
@@ -74,10 +74,10 @@ def test_impact_sets_and_search_never_look_at_test_images(job):
     assert found["finalist"].sum() == 2
 
 
-def test_scores_come_from_training_images(job, monkeypatch):
+def test_scores_come_from_training_images(job):
     """Other validation images change no score, other training images do."""
 
-    def best_score(of: Job, name: str) -> float:
+    def scored(of: Job) -> float:
         cells = ranking.find_cells(of, [(3,)])
         fidelity = of.preset.fidelities[0]
         return float(np.asarray(fidelity.images(jax.random.key(1), of.data, cells.trained)).sum())
@@ -88,8 +88,8 @@ def test_scores_come_from_training_images(job, monkeypatch):
         )
         for name, split in (("train", job.data.train), ("validation", job.data.validation))
     }
-    assert best_score(flipped["validation"], "v") == best_score(job, "")
-    assert best_score(flipped["train"], "t") != best_score(job, "")
+    assert scored(flipped["validation"]) == scored(job)
+    assert scored(flipped["train"]) != scored(job)
 
 
 def test_the_choice_goes_by_validation_where_test_says_the_reverse(job, monkeypatch):
@@ -122,8 +122,6 @@ def test_the_choice_goes_by_validation_where_test_says_the_reverse(job, monkeypa
 
 def test_random_baselines_depend_on_the_seed_alone(job):
     """Not on accuracies: the draw is the same whatever was measured."""
-    from spikernel_jax import baselines
-
     job.remember("memory_budget", "bits")
     finalists = pl.DataFrame({"name": ["a", "b"], "kernel_set": ["1,3", "3"], "genotype": ["0>3:conv3", "0>3:skip"]})
     first, again = (baselines.cells(job, finalists) for _ in range(2))
@@ -152,8 +150,6 @@ def test_random_baselines_depend_on_the_seed_alone(job):
     ],
 )
 def test_the_verdict_in_words(gaps, words):
-    from spikernel_jax import baselines
-
     names = [f"f{i}" for i in range(len(gaps))]
     finalists = pl.DataFrame(
         [{"name": name, "seed": s, "test_accuracy": 0.5 + gap} for name, gap in zip(names, gaps, strict=True)

@@ -55,8 +55,13 @@ def _network(cell: str, seed: int) -> tuple[Any, np.ndarray, np.ndarray]:
     return net.double(), raw, matrix
 
 
-def _masks(net: Any, seed: int, count: int) -> np.ndarray:
-    return np.random.default_rng(seed).random((count, BATCH, net.classifier[1].in_features)) < 0.5
+def _masks(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, BATCH, SPEC.features)) < 0.5
+
+
+def _weights(net: Any) -> dict[str, np.ndarray]:
+    """As they are, drawn in float32 and not yet trained."""
+    return {f"w/{key}": value.detach().numpy().astype(np.float32) for key, value in net.named_parameters()}
 
 
 def _observed(net: Any, batches: list[Any]) -> tuple[list[list[np.ndarray]], list[np.ndarray], Any]:
@@ -79,20 +84,16 @@ def _observed(net: Any, batches: list[Any]) -> tuple[list[list[np.ndarray]], lis
 def _case(name: str, seed: int, x: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Adds a case's arrays, and gives its entry of the manifest."""
     torch = importlib.import_module("torch")
-    net, raw, matrix = _network(CELLS[name], seed)
-    weights = {key: value.detach().numpy().astype(np.float32) for key, value in net.named_parameters()}
-    keep = _masks(net, seed, 1)[0]
-    found = {}
+    keep, found = _masks(seed, 1)[0], {}
     for order in (("A", "Bcarry"), ("Breset",)):
-        fresh, _, _ = _network(CELLS[name], seed)
-        fresh.load_state_dict({key: torch.from_numpy(w).double() for key, w in weights.items()}, strict=False)
-        fresh.classifier[0].mask = torch.from_numpy(2.0 * keep)
-        spikes, logits, sums = _observed(fresh, [x[batch] for batch in order])
+        net, raw, matrix = _network(CELLS[name], seed)  # the same weights, no membranes yet
+        net.classifier[0].mask = torch.from_numpy(2.0 * keep)
+        spikes, logits, sums = _observed(net, [x[batch] for batch in order])
         found |= {b: (s, y, k, score) for b, s, y, k, score in
                   zip(order, spikes, logits, sums.kernels, sums.scores, strict=True)}  # fmt: skip
         lif_calls = sums.lif_calls
     mine: dict[str, Any] = {"con_raw": raw.astype(np.int8), "con_mat": matrix.astype(np.int8), "dropout_keep": keep}
-    mine |= {f"w/{key}": value for key, value in weights.items()}
+    mine |= _weights(net)
     meta: dict[str, Any] = {"cell": CELLS[name], "seed": seed, "timestep": SPEC.time_steps, "tau": SPEC.neuron.tau}
     meta |= {"second_avgpooling": SPEC.head_pool, "num_classes": SPEC.num_classes, "n_lif_calls": lif_calls}
     for batch, (spikes, logits, kernel, score) in found.items():
@@ -110,13 +111,11 @@ def _gradient(x: Any, labels: np.ndarray, arrays: dict[str, np.ndarray]) -> dict
     functional = importlib.import_module("spikingjelly.activation_based.functional")
     name, cell = GRADIENT
     net, _, matrix = _network(cell, 7)
-    weights = {key: value.detach().numpy().astype(np.float32) for key, value in net.named_parameters()}
-    net.load_state_dict({key: torch.from_numpy(w).double() for key, w in weights.items()}, strict=False)
-    masks = _masks(net, 7, STEPS)
+    masks = _masks(7, STEPS)
     optimiser = torch.optim.SGD(net.parameters(), 0.1, 0.9, 5e-4)  # as the public code: the fourth is the dampening
     losses: list[float] = []
     mine: dict[str, Any] = {"con_mat": matrix.astype(np.int8), "dropout_keep": masks}
-    mine |= {f"w/{key}": value for key, value in weights.items()}
+    mine |= _weights(net)
     for step, mask in enumerate(masks):
         functional.reset_net(net)
         net.classifier[0].mask = torch.from_numpy(2.0 * mask)
