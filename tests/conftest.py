@@ -1,4 +1,4 @@
-"""Compilation is most of what the tests take: what one process of a run has compiled serves the others."""
+"""Compilation is most of what the tests take: it is shared between processes, and done without LLVM's optimiser."""
 
 import atexit
 import os
@@ -17,6 +17,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
+
+# What is tested are the programs XLA is given and its own passes over them (test_convolution.py reads their outcome);
+# LLVM's optimiser afterwards takes half of all compilation. Flags that are set already win, so that
+# `XLA_FLAGS=--xla_backend_optimization_level=3` tests the machine code that users run.
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = " ".join(
+        (
+            os.environ.get("XLA_FLAGS", ""),
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_parallel_codegen_split_count=1",  # the other cores have tests of their own
+        )
+    ).strip()
 
 
 # A background job of a shell without job control starts with SIGINT ignored, and so would all that tests start. What

@@ -361,7 +361,8 @@ t.train = train
 runpy.run_path(script, run_name="__main__")
 """
     options = [*SMALL[:-1], str(tmp_path / "compiled"), "--minutes", "40", "--out", str(out)]
-    alike = f"--xla_force_host_platform_device_count={jax.device_count()}"  # on other devices rounding differs
+    devices = f"--xla_force_host_platform_device_count={jax.device_count()}"
+    alike = f"{os.environ.get('XLA_FLAGS', '')} {devices}"  # on other devices, or otherwise compiled, rounding differs
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": alike}
     codes = []
     for moment in ("timing", "epoch", "asked", "none"):

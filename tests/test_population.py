@@ -308,7 +308,7 @@ def test_devices_do_not_change_the_scores(count, rows, bank, scores, tmp_path):
     )
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parent),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}",
     }
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), scores.replicates[:, 1])
