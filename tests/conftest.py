@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable
 
 import pytest
 
@@ -22,19 +23,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # LLVM's optimiser afterwards takes half of all compilation. Flags that are set already win, so that
 # `XLA_FLAGS=--xla_backend_optimization_level=3` tests the machine code that users run.
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = " ".join(
-        (
-            os.environ.get("XLA_FLAGS", ""),
-            "--xla_backend_optimization_level=0",
-            "--xla_cpu_parallel_codegen_split_count=1",  # the other cores have tests of their own
-        )
-    ).strip()
+    _quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"  # other cores, other tests
+    os.environ["XLA_FLAGS"] = f"{_quick} {os.environ.get('XLA_FLAGS', '')}"
 
 
 # A background job of a shell without job control starts with SIGINT ignored, and so would all that tests start. What
 # the program does then is in test_stopping.py; all other tests are of a program that can be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def with_devices() -> Callable[[int], dict[str, str]]:
+    """The environment of a process with a number of devices, otherwise compiled as in this one: rounding is alike."""
+
+    def environment(count: int) -> dict[str, str]:
+        flag = f"--xla_force_host_platform_device_count={count}"
+        return os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
+
+    return environment
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -340,7 +340,7 @@ def test_other_settings_and_other_folders_are_refused(finished, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_killed_and_terminated_it_ends_with_the_same_result(finished, tmp_path):
+def test_killed_and_terminated_it_ends_with_the_same_result(finished, with_devices, tmp_path):
     """Real processes: killed while it is timed, killed after the first epoch, then asked to stop."""
     out = tmp_path / "run"
     child = """
@@ -361,9 +361,7 @@ t.train = train
 runpy.run_path(script, run_name="__main__")
 """
     options = [*SMALL[:-1], str(tmp_path / "compiled"), "--minutes", "40", "--out", str(out)]
-    devices = f"--xla_force_host_platform_device_count={jax.device_count()}"
-    alike = f"{os.environ.get('XLA_FLAGS', '')} {devices}"  # on other devices, or otherwise compiled, rounding differs
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": alike}
+    environment = with_devices(jax.device_count()) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     codes = []
     for moment in ("timing", "epoch", "asked", "none"):
         command = [sys.executable, "-c", child, moment, str(SCRIPT), *options]

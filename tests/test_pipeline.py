@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import runpy
 import signal
 import subprocess
@@ -59,10 +58,9 @@ def explored(run, tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def environment(explored) -> dict[str, str]:
+def environment(explored, with_devices) -> dict[str, str]:
     """Of real processes: as many devices as this one had, so that results are the same to the bit."""
-    flag = f"--xla_force_host_platform_device_count={jax.device_count()}"
-    return os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
+    return with_devices(jax.device_count())
 
 
 def summary_of(out: Path) -> dict[str, Any]:

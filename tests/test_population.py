@@ -1,7 +1,6 @@
 """Scores of populations: common random numbers, and that nobody's score depends on the others."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -292,7 +291,7 @@ def test_a_bank_has_at_least_one_seed():
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
-def test_devices_do_not_change_the_scores(count, rows, bank, scores, tmp_path):
+def test_devices_do_not_change_the_scores(count, rows, bank, scores, with_devices, tmp_path):
     """In a process of its own: how many devices a CPU shows is settled when jax starts."""
     code = (
         "import numpy as np, jax, test_population as t\nfrom spikernel_jax import population\n"
@@ -306,10 +305,7 @@ def test_devices_do_not_change_the_scores(count, rows, bank, scores, tmp_path):
         "       for part in scorer.submit(1, [rows[j : j + 1] for j in range(i, i + scorer.lanes)])()]\n"
         f"np.save({str(tmp_path / 'scores.npy')!r}, got)"
     )
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parent),
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}",
-    }
+    environment = with_devices(count) | {"PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), scores.replicates[:, 1])
 
