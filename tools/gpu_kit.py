@@ -25,7 +25,7 @@ from spikernel_jax.files import atomic_folder, one_line
 
 LIMIT = 64 * 2**20
 PACKAGES = (
-    "spyx", "grain", "jax-tqdm", "nir",
+    "spyx", "grain", "portpicker", "jax-tqdm", "nir",
     "tensorflow-datasets", "array-record", "dm-tree", "immutabledict", "promise", "simple-parsing", "toml",
     "tensorflow-metadata", "googleapis-common-protos", "termcolor",
     "tyro", "docstring-parser", "typeguard",
