@@ -15,16 +15,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)  # by the process that made it, which ends last
     os.environ |= {
         "JAX_COMPILATION_CACHE_DIR": _cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # tests start some sixty processes
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
-# What is tested are the programs XLA is given and its own passes over them (test_convolution.py reads their outcome);
-# LLVM's optimiser afterwards takes half of all compilation. Flags that are set already win, so that
+# What is tested are the programs XLA is given and its own passes over them (test_convolution.py reads their outcome).
+# Their machine code is made in the quickest way: LLVM's optimiser would take half of all compilation, and fusions
+# emitted by way of MLIR half of the rest. Flags that are set already win, so that
 # `XLA_FLAGS=--xla_backend_optimization_level=3` tests the machine code that users run.
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    _quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"  # other cores, other tests
-    os.environ["XLA_FLAGS"] = f"{_quick} {os.environ.get('XLA_FLAGS', '')}"
+    _quick = (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",  # other cores run other tests
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    )
+    os.environ["XLA_FLAGS"] = " ".join([*_quick, os.environ.get("XLA_FLAGS", "")])
 
 
 # A background job of a shell without job control starts with SIGINT ignored, and so would all that tests start. What

@@ -59,16 +59,22 @@ def alone() -> dict[str, list[float]]:
     return ended(started(1, None))
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-def test_the_number_of_devices_changes_rounding_only(devices, alone):
-    there = ended(started(devices, None))
-    assert len(there["losses"]) == 3
-    assert_alike(there, alone)
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory) -> tuple[dict[str, list[float]], Path]:
+    """The training on two devices, and its folder."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    return ended(started(2, str(folder))), folder
 
 
-def test_a_training_goes_on_on_another_number_of_devices(alone, tmp_path):
+def test_the_number_of_devices_changes_rounding_only(alone, on_two):
+    for there in (on_two[0], ended(started(8, None))):
+        assert len(there["losses"]) == 3
+        assert_alike(there, alone)
+
+
+def test_a_training_goes_on_on_another_number_of_devices(alone, on_two, tmp_path):
     folder = tmp_path / "run"
-    assert_alike(ended(started(2, str(folder))), alone)
+    shutil.copytree(on_two[1], folder)
     newest = max((path for path in (folder / "state").iterdir() if path.name.isdecimal()), key=lambda p: int(p.name))
     shutil.rmtree(newest)
     resumed = ended(started(1, str(folder)))

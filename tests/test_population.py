@@ -290,24 +290,34 @@ def test_a_bank_has_at_least_one_seed():
         make_bank(KEY, SPEC, 0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_devices_do_not_change_the_scores(count, rows, bank, scores, with_devices, tmp_path):
-    """In a process of its own: how many devices a CPU shows is settled when jax starts."""
-    code = (
-        "import numpy as np, jax, test_population as t\nfrom spikernel_jax import population\n"
-        f"assert len(jax.local_devices()) == {count}\n"
-        "cells = t.SPACE.enumerate()\n"
-        "rows = cells[np.random.default_rng(1).choice(len(cells), t.CHUNK, replace=False)]\n"
-        "rows[0] = t.SPACE.parse('0>3:skip')\n"
-        "scorer = population.Scorer(t.make_bank(t.KEY, t.SPEC, 2), t.IMAGES, t.SPEC, chunk=1)\n"
-        f"assert scorer.lanes == {count}\n"
-        "got = [part['scores'][0] for i in range(0, 8, scorer.lanes)\n"
-        "       for part in scorer.submit(1, [rows[j : j + 1] for j in range(i, i + scorer.lanes)])()]\n"
-        f"np.save({str(tmp_path / 'scores.npy')!r}, got)"
-    )
-    environment = with_devices(count) | {"PYTHONPATH": str(Path(__file__).parent)}
+@pytest.fixture(scope="module")
+def scores_on_devices(with_devices, tmp_path_factory) -> dict[int, np.ndarray]:
+    """The second bank's, by number of devices, from a process of its own: a CPU shows as many as jax starts with."""
+    out = tmp_path_factory.mktemp("devices") / "scores.npz"
+    code = f"""
+import numpy as np, jax, test_population as t
+from spikernel_jax import population
+cells = t.SPACE.enumerate()
+rows = cells[np.random.default_rng(1).choice(len(cells), t.CHUNK, replace=False)]
+rows[0] = t.SPACE.parse("0>3:skip")
+bank, found = t.make_bank(t.KEY, t.SPEC, 2), {{}}
+for count in (1, 2, None):
+    devices = jax.local_devices()[:count] if count else None  # all that there are
+    scorer = population.Scorer(bank, t.IMAGES, t.SPEC, chunk=1, devices=devices)
+    lanes = scorer.lanes
+    parts = [[rows[j : j + 1] for j in range(i, i + lanes)] for i in range(0, t.CHUNK, lanes)]
+    found[str(lanes)] = [part["scores"][0] for part in parts for part in scorer.submit(1, part)()]
+np.savez({str(out)!r}, **found)
+"""
+    environment = with_devices(CHUNK) | {"PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), scores.replicates[:, 1])
+    return {int(count): values for count, values in np.load(out).items()}
+
+
+def test_devices_do_not_change_the_scores(scores, scores_on_devices):
+    assert scores_on_devices.keys() == {1, 2, CHUNK}
+    for count, values in scores_on_devices.items():
+        np.testing.assert_array_equal(values, scores.replicates[:, 1], err_msg=f"{count} devices")
 
 
 @pytest.mark.parametrize("when", ["at once", "while it runs"])

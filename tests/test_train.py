@@ -206,12 +206,7 @@ except StoppedError as stopped:
 
 def killed_run(folder: Path, moment: str, count: int, delay: float = 0.0) -> None:
     """Runs the training in a process that kills itself at the `count`-th such moment."""
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parent),
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),  # compiling is most of the time
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", _CHILD, str(folder), moment, str(count), str(delay)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if moment == "asked":
