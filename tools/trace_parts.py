@@ -139,10 +139,10 @@ def device_seconds(
     return parts, sources
 
 
-def live_programs(device: Any) -> dict[str, dict[str, Instruction]]:
-    """Instructions of the programs that a device holds compiled, by module; of equal names the last."""
-    modules = [module for program in device.client.live_executables() for module in program.hlo_modules()]
-    return {module.name: instructions(module.to_string()) for module in modules}
+def live_programs(device: Any, prefix: str = "") -> dict[str, dict[str, Instruction]]:
+    """Instructions of the programs that a device holds compiled, by name, which begins so; of equal names the last."""
+    modules = {module.name: module for program in device.client.live_executables() for module in program.hlo_modules()}
+    return {name: instructions(module.to_string()) for name, module in modules.items() if name.startswith(prefix)}
 
 
 def profile(call: Callable[[], Any]) -> tuple[list[dict[str, Any]], float]:
