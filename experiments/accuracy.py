@@ -9,9 +9,9 @@ Times a few steps, chooses as many epochs as fit into --minutes (compilation, va
 included), writes that plan down and trains. A killed run goes on with the same schedule to the same result when the
 same command is given again; the time limit is the first start's.
 
-The h100-10min presets aim at 94.5 % on CIFAR-10 and 74 % on CIFAR-100, with T = 4 and below 10 M parameters. They have
-not been run on that machine: by their FLOPs, at 35 % of 800 TFLOP/s (bfloat16), about 75 and 48 epochs fit into 9
-minutes (timed_presets.py). Steps in float32 get fewer, since the plan goes by the steps as they are timed there.
+The h100-10min presets aim at 94.5 % on CIFAR-10 and 74 % on CIFAR-100, with T = 4 and below 10 M parameters. Sized by
+their FLOPs for an H100 (timed_presets.py), they have not been run there; an H200 reached 90.92 % on CIFAR-10 after 44
+epochs (results/accuracy-cifar10-h200-seed0).
 
 For a GPU machine without a network, tools/gpu_kit.py packs data and wheels.
 """
@@ -23,8 +23,9 @@ from typing import Any
 
 from rich.console import Console
 
-from spikernel_jax import cli, timed_training
-from spikernel_jax.timed_presets import Timed, get_timed_preset
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.timed_presets import Timed, get_timed_preset
+from spikernel_jax.studies import timed_training
 
 _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
 _OF_RECIPE = (

@@ -19,14 +19,16 @@ from typing import Literal
 from rich.console import Console
 from rich.markdown import Markdown
 
-from spikernel_jax import cli, comparison, proxies, tradeoff
+from spikernel_jax.cells.genotype import CellSpace
 from spikernel_jax.data import load_dataset
-from spikernel_jax.evolution import Evolution
-from spikernel_jax.fidelity import NAMES
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.jobs import Job
-from spikernel_jax.presets import get_preset
-from spikernel_jax.runs import RunFolder
+from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.pipeline import cli, tradeoff
+from spikernel_jax.pipeline.jobs import Job
+from spikernel_jax.pipeline.presets import get_preset
+from spikernel_jax.scoring import proxies
+from spikernel_jax.scoring.fidelity import NAMES
+from spikernel_jax.search.evolution import Evolution
+from spikernel_jax.studies import comparison
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,14 +3,15 @@
     python experiments/explore.py                       # 5,000 MNIST digits, under 10 minutes on 2 cores
     python experiments/explore.py --data cifar10        # an hour or two on 2 cores
 
-Ends with a table, and a run folder with tables, figures, report.md and trained, exported checkpoints.
+Ends with a table, and a run folder with tables, figures, pages.md and trained, exported checkpoints.
 """
 
 import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax import cli, pipeline, ranking, report
+from spikernel_jax.pipeline import cli, ranking, steps
+from spikernel_jax.report import pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +24,11 @@ def explore(options: Options) -> None:
     job = cli.open_job(options)
     console = Console()
     with job.run.lock():
-        console.print(report.impact_table(pipeline.impact(job)))
-        console.print(report.finalists_table(ranking.search_sets(job, pipeline.kernel_sets(job))))
-        pipeline.train_finalists(job)
-        pipeline.train_baselines(job)
-        console.print(report.tradeoff_table(pipeline.choose_model(job)))
+        console.print(pages.impact_table(steps.impact(job)))
+        console.print(pages.finalists_table(ranking.search_sets(job, steps.kernel_sets(job))))
+        steps.train_finalists(job)
+        steps.train_baselines(job)
+        console.print(pages.tradeoff_table(steps.choose_model(job)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Scores a sample of cells from the union of the six kernel sets at full size with many seeds (the reference),
 and at many smaller sizes with draws of their own. Leaves tables/fidelity.parquet, figures/fidelity.png and
-report.md in the run folder. Killed, it goes on where it was; `timing/` is measured anew when it is removed.
+pages.md in the run folder. Killed, it goes on where it was; `timing/` is measured anew when it is removed.
 """
 
 import dataclasses
@@ -20,14 +20,15 @@ from rich.console import Console
 from rich.markdown import Markdown
 from scipy import stats
 
-from spikernel_jax import cli, figures, report
-from spikernel_jax.chunks import ChunkStore
+from spikernel_jax.cells.genotype import CellSpace
 from spikernel_jax.data import DATASETS, Dataset, load_dataset
-from spikernel_jax.fidelity import Fidelity
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.population import PRECISIONS, Scorer, make_bank
-from spikernel_jax.runs import RunFolder
-from spikernel_jax.spec import NetworkSpec, spec_to_json
+from spikernel_jax.io.chunks import ChunkStore
+from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.pipeline import cli
+from spikernel_jax.report import figures, pages
+from spikernel_jax.scoring.fidelity import Fidelity
+from spikernel_jax.scoring.population import PRECISIONS, Scorer, make_bank
+from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -210,20 +211,20 @@ def study(o: Options) -> "pl.DataFrame":
         figures.fidelity_figure(frame, run.folder("figures") / "fidelity.png", title)
         front = frame.filter(pl.col("on_front"))
         run.update_summary(bfloat16_tau=in_bfloat16, front=front.to_dicts())
-        report.write_report(run, [
+        pages.write_report(run, [
             ("Run", f"{data.source}\n\n{title}, seed {o.seed}. Full size (C = {o.channels}, B = {o.batch}, "
                     f"T = {o.time_steps}) is compared with the reference's other {o.reference_seeds - half} "
                     f"replicates, all else with the whole reference. Convolutions and Gram matrices in bfloat16 "
                     f"against float32, {name(_HALF_SIZE)}, same draws: Kendall's tau {in_bfloat16:.4f}."),
-            ("Pareto front", report.markdown_table(front, frame.columns)),
-            ("All settings", report.markdown_table(frame, frame.columns)),
+            ("Pareto front", pages.markdown_table(front, frame.columns)),
+            ("All settings", pages.markdown_table(frame, frame.columns)),
         ])  # fmt: skip
     return front
 
 
 def print_front(front: "pl.DataFrame") -> None:
     """Prints the settings worth taking."""
-    Console().print(Markdown(report.markdown_table(front, front.columns)))
+    Console().print(Markdown(pages.markdown_table(front, front.columns)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python experiments/halving.py --data cifar10 --data-dir DIR      # sets 1,3 and 3,5: about 15 minutes on 2 cores
 
 Searches each set twice, by halving and by scoring every cell at full fidelity, on the same draws, and says where
-halving's choice stands in the complete ranking. Leaves tables/halving.parquet and report.md in the run folder.
+halving's choice stands in the complete ranking. Leaves tables/halving.parquet and pages.md in the run folder.
 Killed, it goes on where it was.
 """
 
@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 from scipy import stats
 
-from spikernel_jax import cli, figures, jobs, ranking, report
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.runs import RunFolder
-from spikernel_jax.tradeoff import parse_bytes
+from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.pipeline import cli, jobs, ranking
+from spikernel_jax.pipeline.tradeoff import parse_bytes
+from spikernel_jax.report import figures, pages
 
 if TYPE_CHECKING:
     import polars as pl
@@ -78,8 +79,8 @@ def compare(options: Options) -> "pl.DataFrame":
     table = pl.DataFrame(rows)
     run.write_table("halving", table)
     run.update_summary(halving=rows)
-    text = report.markdown_table(table, table.columns)
-    report.write_report(run, [("Data", source), ("Halving's choice in the complete full-size ranking", text)])
+    text = pages.markdown_table(table, table.columns)
+    pages.write_report(run, [("Data", source), ("Halving's choice in the complete full-size ranking", text)])
     return table
 
 
@@ -111,7 +112,7 @@ def agreement(halving: "pl.DataFrame", complete: "pl.DataFrame") -> dict[str, An
 def main(options: Options) -> None:
     """Compares, and prints the table."""
     table = compare(options)
-    Console().print(Markdown(report.markdown_table(table, table.columns)))
+    Console().print(Markdown(pages.markdown_table(table, table.columns)))
 
 
 if __name__ == "__main__":

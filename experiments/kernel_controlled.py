@@ -18,10 +18,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from spikernel_jax import cli, controlled
-from spikernel_jax.jobs import Job, check_seed, open_experiment
-from spikernel_jax.presets import get_preset
-from spikernel_jax.recipe import DEFAULT_RECIPE
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.jobs import Job, check_seed, open_experiment
+from spikernel_jax.pipeline.presets import get_preset
+from spikernel_jax.studies import controlled
+from spikernel_jax.training.recipe import DEFAULT_RECIPE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax import cli, pipeline, report
+from spikernel_jax.pipeline import cli, steps
+from spikernel_jax.report import pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ def kernel_impact(options: Options) -> None:
     """Trains each kernel size over several seeds."""
     job = cli.open_job(options)
     with job.run.lock():
-        Console().print(report.impact_table(pipeline.impact(job)))
+        Console().print(pages.impact_table(steps.impact(job)))
 
 
 if __name__ == "__main__":

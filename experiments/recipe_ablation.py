@@ -17,10 +17,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from spikernel_jax import ablation, cli
-from spikernel_jax.jobs import Job, check_seed, open_experiment
-from spikernel_jax.presets import get_preset
-from spikernel_jax.spec import spec_to_json
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.jobs import Job, check_seed, open_experiment
+from spikernel_jax.pipeline.presets import get_preset
+from spikernel_jax.snn.spec import spec_to_json
+from spikernel_jax.studies import ablation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax import cli, pipeline, ranking, report
+from spikernel_jax.pipeline import cli, ranking, steps
+from spikernel_jax.report import pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,8 @@ def search(options: Options) -> None:
             ranking.score_share(job)
             return
         with job.run.lock():
-            found = ranking.search_sets(job, pipeline.kernel_sets(job))
-    Console().print(report.finalists_table(found))
+            found = ranking.search_sets(job, steps.kernel_sets(job))
+    Console().print(pages.finalists_table(found))
 
 
 if __name__ == "__main__":

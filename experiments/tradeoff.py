@@ -9,7 +9,8 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax import cli, pipeline, report
+from spikernel_jax.pipeline import cli, steps
+from spikernel_jax.report import pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,8 @@ def tradeoff(options: Options) -> None:
     # Another budget or width here asks what another device would get: the run's own are not changed.
     job = cli.open_job(options, override=True, needs=("finalists", "experiments/train.py"))
     with job.run.lock():
-        table = pipeline.choose_model(job)
-    Console().print(report.tradeoff_table(table))
+        table = steps.choose_model(job)
+    Console().print(pages.tradeoff_table(table))
 
 
 if __name__ == "__main__":

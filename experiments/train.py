@@ -10,7 +10,8 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax import cli, pipeline, report
+from spikernel_jax.pipeline import cli, steps
+from spikernel_jax.report import pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +23,10 @@ def train(options: Options) -> None:
     """Trains finalists and baselines."""
     job = cli.open_job(options, needs=("search", "experiments/search.py"))
     with job.run.lock():
-        tables = pipeline.train_finalists(job), pipeline.train_baselines(job)
+        tables = steps.train_finalists(job), steps.train_baselines(job)
     columns = ("name", "genotype", "seed", "validation_accuracy", "test_accuracy", "memory_bytes")
     for table in tables:
-        Console().print(report.markdown_table(table, columns))
+        Console().print(pages.markdown_table(table, columns))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,18 @@
 
 from importlib import metadata
 
-from spikernel_jax.checkpoint import load_model, save_model
-from spikernel_jax.cost import costs
+from spikernel_jax.cells.genotype import CellSpace
 from spikernel_jax.data import load_dataset, make_dataset
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.independent import score_independently
-from spikernel_jax.model import Model, NNXModel
-from spikernel_jax.neurons import NeuronSpec
-from spikernel_jax.population import Scores, make_bank, score_population
-from spikernel_jax.recipe import TrainConfig
-from spikernel_jax.snasnet import load_snasnet
-from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import evaluate, train
+from spikernel_jax.scoring.independent import score_independently
+from spikernel_jax.scoring.population import Scores, make_bank, score_population
+from spikernel_jax.snn.cost import costs
+from spikernel_jax.snn.model import Model, NNXModel
+from spikernel_jax.snn.neurons import NeuronSpec
+from spikernel_jax.snn.snasnet import load_snasnet
+from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training.checkpoint import load_model, save_model
+from spikernel_jax.training.loop import evaluate, train
+from spikernel_jax.training.recipe import TrainConfig
 
 __version__ = metadata.version("spikernel-jax")
 

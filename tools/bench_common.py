@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import ceilings
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax import engine, files, network, runs
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.population import Scorer, make_bank
-from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.work import Work, necessary_work
+import ceilings
+from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.io import files, runs
+from spikernel_jax.scoring import engine
+from spikernel_jax.scoring.population import Scorer, make_bank
+from spikernel_jax.snn import network
+from spikernel_jax.snn.spec import NetworkSpec
+from work import Work, necessary_work
 
 Rows = NDArray[np.int8]
 Options = TypeVar("Options")

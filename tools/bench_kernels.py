@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_common import Settings, say, table
 from numpy.typing import ArrayLike
 
-from spikernel_jax import parallel
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.model import hashable
-from spikernel_jax.recipe import TrainConfig
-from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.train import TrainState, _Recipe, _step, _train_steps
+from bench_common import Settings, say, table
+from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.snn.model import hashable
+from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training import parallel
+from spikernel_jax.training.loop import TrainState, _Recipe, _step, _train_steps
+from spikernel_jax.training.recipe import TrainConfig
 
 MEAN = STD = (0.5, 0.5, 0.5)
 CELL = "0>1:convK 1>3:convK 0>3:skip"

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 import peers
 from bench_common import Bench, Rows, Settings, representative, say, seconds_of, table
-
-from spikernel_jax import proxies
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.work import necessary_work
+from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.scoring import proxies
+from spikernel_jax.snn.spec import NetworkSpec
+from work import necessary_work
 
 REFERENCE_SAMPLES = 5000  # SNASNet's random search
 REFERENCE_HIDDEN = 1024  # hidden neurons of its head on CIFAR-10

@@ -22,9 +22,10 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import ceilings
 import jax
 import numpy as np
+
+import ceilings
 import trace_parts
 from bench_common import (
     Bench,
@@ -39,13 +40,12 @@ from bench_common import (
     table,
 )
 from bench_rivals import measure_peers
-
-from spikernel_jax import cli
-from spikernel_jax.fidelity import FIDELITIES
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.population import score_population
-from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.work import necessary_work
+from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.pipeline import cli
+from spikernel_jax.scoring.fidelity import FIDELITIES
+from spikernel_jax.scoring.population import score_population
+from spikernel_jax.snn.spec import NetworkSpec
+from work import necessary_work
 
 Section = Literal["limit", "parts", "peers", "scaling"]
 LOW = FIDELITIES[0]

@@ -35,23 +35,25 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import ceilings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
+
+import ceilings
 import peers
 import peers_training
 from bench_common import Settings, filled, report, say, seconds_of, table
 from bench_kernels import MEAN, STD, compiled_step, measure_kernels
-from numpy.typing import ArrayLike
-
-from spikernel_jax import cli, neurons, parallel
+from spikernel_jax.cells.genotype import CellSpace
 from spikernel_jax.data import normalise
-from spikernel_jax.genotype import CellSpace
-from spikernel_jax.neurons import NeuronSpec
-from spikernel_jax.recipe import TrainConfig
-from spikernel_jax.spec import NetworkSpec
-from spikernel_jax.work import necessary_work
+from spikernel_jax.pipeline import cli
+from spikernel_jax.snn import neurons
+from spikernel_jax.snn.neurons import NeuronSpec
+from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training import parallel
+from spikernel_jax.training.recipe import TrainConfig
+from work import necessary_work
 
 Section = Literal["ours", "peers", "conventional", "kernels"]
 Turn = Callable[[int], Any]  # runs so many steps to their end

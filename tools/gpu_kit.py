@@ -19,9 +19,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from spikernel_jax import cli
 from spikernel_jax.data import DATASETS
-from spikernel_jax.files import atomic_folder, one_line
+from spikernel_jax.io.files import atomic_folder, one_line
+from spikernel_jax.pipeline import cli
 
 LIMIT = 64 * 2**20
 PACKAGES = (

@@ -16,10 +16,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import peers
 
-from spikernel_jax import CellSpace, NetworkSpec, cli, load_dataset
+import peers
+from spikernel_jax import CellSpace, NetworkSpec, load_dataset
 from spikernel_jax.data import normalise
+from spikernel_jax.pipeline import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = {"fw_mixed": "0123 0042 0001 0000", "fw_dead_node": "0231 0000 0002 0000", "bw_cifar100": "0302 0030 3003 0000"}

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from spikernel_jax import cli
 from spikernel_jax.data import DATASETS
+from spikernel_jax.pipeline import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 

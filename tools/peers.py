@@ -22,7 +22,7 @@ first candidate of a process also pays for torch's warm-up; give it one that is 
 by attributes that its constructor cannot overwrite (`_Fixed`); not a line of its constructor or of its
 forward pass is replaced. Candidates draw their weights from a seed of their own, so that a score does not
 depend on which others ran. The loop around the class is written after the formulas and checked against
-the golden numbers, spikes and kernels both, by ``tests/test_peers.py``.
+the golden numbers, spikes and kernels both, by ``tests/tools/test_peers.py``.
 
 **What differs from our engine**, so that the two are compared with open eyes. The same work in both: one
 network a candidate, R batches, every LIF call of `spec.sites`. Work that only the peer does: building, weights
@@ -56,8 +56,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import check_images
-from spikernel_jax.neurons import NeuronSpec
-from spikernel_jax.spec import NetworkSpec
+from spikernel_jax.snn.neurons import NeuronSpec
+from spikernel_jax.snn.spec import NetworkSpec
 
 INSTALL = (
     "pip install torch==2.13.0 'loguru>=0.7,<1' h5py",

@@ -20,11 +20,11 @@ import importlib
 from typing import Any
 
 import numpy as np
-import peers
 from numpy.typing import ArrayLike
 
-from spikernel_jax.spec import CELLS, NetworkSpec
-from spikernel_jax.train import TrainConfig
+import peers
+from spikernel_jax.snn.spec import CELLS, NetworkSpec
+from spikernel_jax.training.loop import TrainConfig
 
 PEERS = ("shipped", "multi_step")
 

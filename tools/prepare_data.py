@@ -23,8 +23,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from spikernel_jax import cli
 from spikernel_jax.data import DATASETS
+from spikernel_jax.pipeline import cli
 
 _TIMEOUT_S = 30.0
 _MNIST_FILES = tuple(f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))

@@ -13,9 +13,9 @@ from typing import Any
 
 import tyro
 
-from spikernel_jax import cli
-from spikernel_jax.files import atomic_folder
-from spikernel_jax.runs import RunFolder
+from spikernel_jax.io.files import atomic_folder
+from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.pipeline import cli
 
 NEEDED = ("config.json", "report.md")  # of a finished run
 MEASURED = ("tables", "training/metrics.jsonl")  # one of them too

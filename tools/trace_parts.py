@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from spikernel_jax import convolution, neurons, operations, proxies
+from spikernel_jax.scoring import proxies
+from spikernel_jax.snn import convolution, neurons, operations
 
 REST = "rest"
 _FUNCTIONS: dict[Callable[..., Any], str] = {

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from spikernel_jax.files import one_line
+from spikernel_jax.io.files import one_line
 
 _DECODE_BLOCK = 512
 _TFDS_BLOCK = 1000

@@ -1,0 +1,1 @@
+"""Cells as sequences of codes: NumPy only."""

@@ -1,0 +1,1 @@
+"""The four steps, from settings to a chosen model."""

@@ -1,0 +1,168 @@
+"""What the experiment scripts share: options, errors in one line, progress lines."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.io import distributed, machine, stopping
+from spikernel_jax.pipeline import jobs, tradeoff
+
+Options = TypeVar("Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Options of every experiment script."""
+
+    data: str | None = None
+    """Data set: mnist5k (embedded, the default), mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet."""
+    preset: str | None = None
+    """Widths, time steps, epochs and budgets: cpu (the default), gpu or smoke."""
+    out: Path | None = None
+    """Run folder; default runs/DATA-PRESET-seedSEED."""
+    seed: int | None = None
+    """Seed of everything random; default 0."""
+    data_dir: Path | None = None
+    """Where prepared data lie; default the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    bits: int | None = None
+    """Width of weights, membranes and activations on the device; default the preset's."""
+    compilation_cache: str | None = None
+    """Folder of compiled programs, reused by later runs, or off; default a folder of the user's cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetOptions:
+    """What the device has."""
+
+    memory_budget: str | None = None
+    """Memory the chosen model may take, in bytes or as 512KiB; default the preset's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SetOptions(BudgetOptions):
+    """Which kernel sets are searched, and how."""
+
+    sets: tuple[str, ...] = ()
+    """Kernel sets, as 1,3 3,5 or 1,3,5; default all pairs of the sizes of step 1."""
+    keep: Literal["rule", "all"] | None = None
+    """rule (the default) drops a set that another one of no more memory surpasses by over one standard error;
+    all keeps all."""
+    strategy: Literal["halving", "exhaustive", "random"] | None = None
+    """halving (the default) scores every distinct forward cell that fits the budget at low fidelity, the best
+    tenth of each set at medium and the best hundredth at full; exhaustive scores every cell at one fidelity;
+    random draws samples a set, as SNASNet and SpiKernel."""
+    fidelity: Literal["low", "medium", "full"] | None = None
+    """Sizes that exhaustive and random score with; default low."""
+    samples: int | None = None
+    """Draws a set of the random strategy; default 1000."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImpactOptions:
+    """What step 1 compares."""
+
+    kernel_sizes: tuple[int, ...] = ()
+    """Kernel sizes of step 1; default the preset's."""
+    cell: str | None = None
+    """Cell of step 1 with K for the kernel size, as '0>1:convK 1>3:convK 0>3:skip'; default the preset's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How networks are trained."""
+
+    recipe: str | None = None
+    """tuned (the default) or snasnet, the paper's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """Which processes share the work; none of the three where Slurm, Kubernetes, Open MPI or a TPU pod tells."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, which all processes reach."""
+    processes: int | None = None
+    """How many processes share the work."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+
+def say(text: str) -> None:
+    """Prints a line of progress at once."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def join_processes(options: ProcessOptions) -> distributed.Processes:
+    """The processes that a script's options or its cluster name; errors as `distributed.initialise`."""
+    return distributed.initialise(options.coordinator, options.processes, options.process_id, say=say)
+
+
+def open_job(
+    options: Shared,
+    *,
+    override: bool = False,
+    needs: tuple[str, str] | None = None,
+    processes: distributed.Processes = distributed.ALONE,
+) -> jobs.Job:
+    """The job that a script's options ask for; arguments and errors as `jobs.open_job`."""
+    of_steps: dict[str, Any] = {"bits": options.bits}
+    if isinstance(options, BudgetOptions):
+        budget = options.memory_budget
+        of_steps["memory_budget"] = None if budget is None else tradeoff.parse_bytes(budget)
+    if isinstance(options, SetOptions):
+        of_steps |= {name: getattr(options, name) for name in ("keep", "strategy", "samples", "fidelity")}
+        of_steps["sets"] = [_parse_set(text) for text in options.sets] or None
+    if isinstance(options, ImpactOptions):
+        of_steps |= {"kernel_sizes": sorted(options.kernel_sizes) or None, "cell": options.cell}
+    if isinstance(options, TrainingOptions):
+        of_steps["recipe"] = options.recipe
+    return jobs.open_job(
+        options.out,
+        data=options.data,
+        preset=options.preset,
+        seed=options.seed,
+        data_dir=None if options.data_dir is None else str(options.data_dir),
+        options=of_steps,
+        say=say if processes.first else lambda _: None,
+        override=override,
+        needs=needs,
+        processes=processes,
+    )
+
+
+def _parse_set(text: str) -> list[int]:
+    try:
+        sizes = tuple(sorted(int(part) for part in text.split(",")))
+    except ValueError:
+        raise ValueError(f"--sets {text!r}: want odd sizes with commas, as 3,5") from None
+    return list(CellSpace(sizes).kernel_sizes)
+
+
+def main(options_type: type[Options], body: Callable[[Options], None], description: str) -> None:
+    """Parses the command line and runs a script; bad input is one line on stderr and exit 2.
+
+    Work that a signal stopped after saving says so in one line and exits with 143 (SIGTERM) or 130 (SIGINT). A
+    SIGINT that is ignored from the start, as in a background job of a shell without job control, stays ignored.
+    """
+    options = tyro.cli(options_type, description=description)
+    script = Path(body.__code__.co_filename).resolve()
+    if script in (Path(word).resolve() for word in sys.orig_argv[1:]):  # else another program calls it, and must stay
+        machine.restart_with_huge_pages()
+    machine.set_up(getattr(options, "compilation_cache", None))
+    try:
+        body(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except stopping.StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_status)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

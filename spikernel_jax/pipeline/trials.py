@@ -1,0 +1,300 @@
+"""Trainings that are compared: run one by one and kept once done, the time left, and statistics over seeds.
+
+A comparison trains several kinds of network over several seeds. Trainings of one seed see the same images in the same
+order, so kinds are compared seed by seed, as pairs.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from spikernel_jax.io.files import differences, read_json, read_jsonl, write_json
+from spikernel_jax.pipeline.jobs import Job
+from spikernel_jax.snn import cost
+from spikernel_jax.snn.model import Model
+from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
+from spikernel_jax.training.loop import TrainingDivergedError, evaluate, measure_spikes, train
+from spikernel_jax.training.recipe import TrainConfig
+
+
+class Interval(NamedTuple):
+    """A sample of n values: mean, standard deviation (n - 1), and the mean's confidence interval by Student's t."""
+
+    mean: float
+    sd: float
+    n: int
+    low: float
+    high: float
+
+
+def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Mean, standard deviation and the mean's t-interval, mean ± t(n - 1)·sd/√n.
+
+    Args:
+      values: [n], independent and about normally distributed.
+      confidence: of the interval, above 0 and below 1.
+
+    Returns:
+      The interval; sd and bounds are NaN for n = 1.
+
+    Raises:
+      ValueError: if there is no value or one is not finite, or on a confidence that is none.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or not x.size or not np.isfinite(x).all():
+        raise ValueError(f"values={x.tolist()} must be at least one finite number in a row")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must be above 0 and below 1")
+    mean = float(x.mean())
+    if x.size == 1:
+        return Interval(mean, math.nan, 1, math.nan, math.nan)
+    sd = float(x.std(ddof=1))
+    half = float(special.stdtrit(x.size - 1, (1 + confidence) / 2)) * sd / math.sqrt(x.size)
+    return Interval(mean, sd, x.size, mean - half, mean + half)
+
+
+def columns(name: str, i: Interval) -> dict[str, float]:
+    """An interval as columns of a table: the mean as `name`, the rest with ``_sd``, ``_low`` and ``_high``."""
+    return {name: i.mean, f"{name}_sd": i.sd, f"{name}_low": i.low, f"{name}_high": i.high}
+
+
+def points(row: Mapping[str, Any], name: str, sign: str = "") -> str:
+    """The `columns` of a share as text, in per cent: mean ± sd [low, high]; of one value itself; "-" where null.
+
+    Args:
+      row: of a table that `columns` made.
+      name: of the interval.
+      sign: ``"+"`` writes the sign of positive numbers too.
+    """
+    if row[name] is None:
+        return "-"
+    mean, low, high = (f"{100 * row[field]:{sign}.2f}" for field in (name, f"{name}_low", f"{name}_high"))
+    return mean if math.isnan(row[f"{name}_sd"]) else f"{mean} ± {100 * row[f'{name}_sd']:.2f} [{low}, {high}]"
+
+
+def parameters_at(spec: NetworkSpec, genotype: ArrayLike, channels: int) -> int:
+    """Parameters of a network at width `channels`."""
+    at_width = dataclasses.replace(spec, channels=channels)
+    return int(cost.costs(at_width, np.asarray(genotype)[None]).parameters[0])
+
+
+def width_for(spec: NetworkSpec, genotype: ArrayLike, parameters: int) -> int:
+    """The width at which a network's parameters come nearest to a number; of two as near, the smaller.
+
+    Parameters are a quadratic P(C) that grows with C, so P(1), P(2) and P(3) give it whole, and the largest C with
+    P(C) <= `parameters` is the floor of its root, taken in whole numbers.
+
+    Args:
+      spec: the network; its own width does not matter.
+      genotype: codes [E] or [2, E].
+      parameters: wanted.
+
+    Returns:
+      The width C.
+
+    Raises:
+      ValueError: if the network has more parameters at width 1 already.
+    """
+    one, two, three = (parameters_at(spec, genotype, channels) for channels in (1, 2, 3))
+    if parameters < one:
+        raise ValueError(f"parameters={parameters} must be at least {one}, which the network has at width 1")
+    slope, bend = two - one, three - 2 * two + one
+    # 2·P(1 + x) = 2·one + 2·slope·x + bend·x·(x - 1), and the transition makes bend positive.
+    linear = 2 * slope - bend
+    root = math.isqrt(linear**2 + 8 * bend * (parameters - one))
+    below = 1 + (root - linear) // (2 * bend)
+    return min((below, below + 1), key=lambda channels: abs(parameters_at(spec, genotype, channels) - parameters))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One training of a comparison.
+
+    Attributes:
+      kind: what is trained; part of a folder's name. Trainings of one kind differ in their seed alone.
+      seed: of the training.
+      spec: the network.
+      genotype: its cell [E], as a tuple.
+      config: the recipe.
+    """
+
+    kind: str
+    seed: int
+    spec: NetworkSpec
+    genotype: tuple[int, ...]
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return f"{self.kind}-seed{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """All that the result follows from but the seed and the images, as JSON gives it back."""
+        config = dataclasses.asdict(self.config)
+        return json.loads(json.dumps({"spec": spec_to_json(self.spec), "genotype": self.genotype, "config": config}))
+
+
+class Clock:
+    """Time left: the epochs left of each training times the median epoch of its kind.
+
+    A kind of which no epoch was seen is taken to be as fast for its work as all others together.
+    """
+
+    def __init__(self, trials: Iterable[Trial]):
+        """Counts all epochs of all trainings as left."""
+        trials = tuple(trials)
+        self._epochs_left = {trial: trial.config.epochs for trial in trials}
+        self._work = {trial.kind: _work(trial) for trial in trials}
+        self._seconds: dict[str, list[float]] = {}
+
+    def epoch(self, trial: Trial, epochs_left: int, seconds: float) -> None:
+        """Notes an epoch that took so long."""
+        self._epochs_left[trial] = epochs_left
+        self._seconds.setdefault(trial.kind, []).append(seconds)
+
+    def done(self, trial: Trial) -> None:
+        """Notes that nothing is left of a training."""
+        self._epochs_left[trial] = 0
+
+    def left(self) -> float:
+        """Seconds."""
+        each = {kind: float(np.median(seconds)) for kind, seconds in self._seconds.items()}
+        rate = sum(each.values()) / sum(self._work[kind] for kind in each)
+        return sum(
+            epochs * each.get(trial.kind, rate * self._work[trial.kind]) for trial, epochs in self._epochs_left.items()
+        )
+
+
+def _work(trial: Trial) -> float:
+    """Operations of one image if every neuron fired at every time step, to guess times by."""
+    spec = trial.spec
+    neurons = {name: float(spec.time_steps * site.neurons) for name, site in spec.sites(trial.genotype).items()}
+    return cost.stem_macs(spec) + cost.synaptic_operations(spec, trial.genotype, neurons)
+
+
+def minutes(seconds: float) -> str:
+    """A duration as text."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def folder(job: Job, trial: Trial) -> Path:
+    """Where a training is kept."""
+    return job.run.path / "trainings" / trial.name
+
+
+def fit(job: Job, trial: Trial, progress: Callable[[dict[str, Any]], None] | None = None) -> Model:
+    """Trains a network, goes on with it, or gives it back as it was trained; errors as `train.train`."""
+    path = folder(job, trial)
+    path.mkdir(parents=True, exist_ok=True)
+    named = {"seed": trial.seed, "folder": path, "progress": progress, "say": job.say}
+    try:
+        return train(trial.spec, trial.genotype, job.data, trial.config, **named)
+    except TrainingDivergedError as error:
+        raise TrainingDivergedError(f"{trial.name}: {error}") from None
+
+
+def finished(job: Job, trial: Trial) -> dict[str, Any] | None:
+    """The result of a training that is done; None where it is not.
+
+    Raises:
+      ValueError: the folder's result is of other settings, or damaged.
+    """
+    path = folder(job, trial) / "result.json"
+    if not path.exists():
+        return None
+    kept = read_json(path)
+    if not isinstance(kept, dict) or not isinstance(kept.get("result"), dict):
+        raise ValueError(f"{path} holds no result: remove {path.parent} to train again")
+    if differing := differences(kept.get("settings"), trial.settings()):
+        raise ValueError(f"{path} is of other settings ({'; '.join(differing)}): remove {path.parent} to train again")
+    return kept["result"]
+
+
+def measured(job: Job, model: Model) -> dict[str, Any]:
+    """Parameters, memory, and what one validation image costs."""
+    row = np.asarray(model.genotype, np.int8)
+    total = cost.costs(model.spec, row[None], job.options["bits"])
+    synops = cost.synaptic_operations(model.spec, row, measure_spikes(model, job.data.validation))
+    return {
+        "parameters": int(total.parameters[0]),
+        "memory_bytes": int(total.memory_bytes[0]),
+        "synops": synops,
+        "energy_nj": cost.energy_nj(model.spec, synops),
+    }
+
+
+def tested(job: Job, trial: Trial) -> float:
+    """Test accuracy of a trained network; asked for once, and then kept in its folder."""
+    path = folder(job, trial) / "test.json"
+    if not path.exists():
+        write_json(path, {"test_accuracy": evaluate(fit(job, trial), job.data.test)})
+    return float(read_json(path)["test_accuracy"])
+
+
+def run(job: Job, trial: Trial, clock: Clock, place: str, *, keep_diverged: bool = False) -> dict[str, Any]:
+    """Trains one network, or goes on with it, and keeps its result in its folder; a line is printed an epoch.
+
+    Args:
+      job: its run folder, data, option `bits`, and `say`.
+      trial: the training.
+      clock: of all trainings.
+      place: of this training among them, as ``"3/12"``.
+      keep_diverged: make divergence a result, instead of an error; either way it is not left out, which would make a
+        comparison kinder to its kind.
+
+    Returns:
+      `parameters`, `memory_bytes`, `synops` and `energy_nj` (an image, measured on validation images), `macs` (of the
+      stem, an image), `seconds` (of training, with compilation), `validation_accuracy` (0 to 1, after the last epoch)
+      and `diverged_epoch` (None). Of a training that diverged that epoch, from 1, and None for what cannot be measured.
+
+    Raises:
+      ValueError: as `finished` and `train.train`; TrainingDivergedError unless `keep_diverged`.
+    """
+    if (there := finished(job, trial)) is not None:
+        clock.done(trial)
+        return there
+    path = folder(job, trial)
+    line = functools.partial(_epoch_line, job, trial, clock, f"{place}  {trial.name}", [time.perf_counter()])
+    try:
+        model = fit(job, trial, line)
+        result = measured(job, model)
+        accuracy, diverged = float(model.metrics["validation_accuracy"]), None
+    except TrainingDivergedError as error:
+        if not keep_diverged:
+            raise
+        job.say(f"  {place}  {error}")
+        total = cost.costs(trial.spec, np.asarray(trial.genotype)[None], job.options["bits"])
+        result: dict[str, Any] = {"parameters": int(total.parameters[0]), "memory_bytes": int(total.memory_bytes[0])}
+        result |= {"synops": None, "energy_nj": None}
+        accuracy, diverged = None, len(_epochs(path)) + 1
+    clock.done(trial)
+    seconds = sum(float(record["seconds"]) for record in _epochs(path))
+    result |= {"macs": cost.stem_macs(trial.spec), "seconds": round(seconds, 3)}
+    result |= {"validation_accuracy": accuracy, "diverged_epoch": diverged}
+    write_json(path / "result.json", {"settings": trial.settings(), "result": result})
+    return result
+
+
+def _epochs(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(log) if (log := path / "metrics.jsonl").exists() else []
+
+
+def _epoch_line(job: Job, trial: Trial, clock: Clock, name: str, last: list[float], record: dict[str, Any]) -> None:
+    """Prints an epoch's line; `last` holds when the one before it was printed."""
+    now, epochs = time.perf_counter(), trial.config.epochs
+    clock.epoch(trial, epochs - record["epoch"], now - last[0])
+    last[0] = now
+    job.say(
+        f"  {name}  epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.3f}  validation "
+        f"{100 * record['validation_accuracy']:.1f} %  {minutes(clock.left())} left"
+    )

@@ -1,0 +1,379 @@
+"""Figures of a run.
+
+A `..._figure` function writes a PNG, atomically, and returns the matplotlib figure; its `title` should say
+the data set and the number of images. A row whose value is missing or not finite is left out of its panel,
+which says how many were. A column that a table lacks is a `ValueError` that names it. Memory is drawn in KiB
+(1024 bytes), accuracy in per cent.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spikernel_jax.io.files import atomic_path
+
+if TYPE_CHECKING:
+    import polars as pl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by people with any of the usual colour-vision deficiencies.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+COLOURS = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#B0B0B0"
+
+TRADEOFF_COLUMNS = (
+    "name", "role", "validation_accuracy", "test_accuracy", "memory_bytes", "on_front", "chosen",
+)  # fmt: skip
+
+
+def numeric_columns(table: "pl.DataFrame", names: Iterable[str]) -> list[np.ndarray]:
+    """The named columns; numbers as float64 with nulls as NaN."""
+    import polars as pl
+
+    names = list(names)
+    if missing := [name for name in names if name not in table.columns]:
+        raise ValueError(f"the table lacks the column {', '.join(map(repr, missing))}; it has {table.columns}")
+    if table.is_empty():
+        raise ValueError("the table has no rows")
+    columns = [table[name] for name in names]
+    numbers = [column.dtype.is_numeric() or column.dtype == pl.Null for column in columns]
+    return [
+        column.cast(pl.Float64).to_numpy() if number else column.to_numpy()
+        for column, number in zip(columns, numbers, strict=True)
+    ]
+
+
+def _new_figure(title: str, size: tuple[float, float], **grid: Any) -> "tuple[Figure, np.ndarray]":
+    """A figure that belongs to no window, and its axes as a vector."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(**grid)).ravel()
+    for axis in axes:
+        axis.grid(True, color="#E6E6E6", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    return figure, axes
+
+
+def _save(figure: "Figure", path: str | Path) -> "Figure":
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    return figure
+
+
+def _say_skipped(axis: "Axes", skipped: int) -> None:
+    """Says so in the panel's title, the one place where no point can lie."""
+    if skipped:
+        axis.set_title(f"{axis.get_title()}\n({skipped} not finite, not drawn)", fontsize=9)
+
+
+def mean_sd(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of the finite values; NaN where there are too few."""
+    values = values[np.isfinite(values)]
+    mean = float(values.mean()) if values.size else math.nan
+    return mean, float(values.std(ddof=1)) if values.size > 1 else math.nan
+
+
+def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws accuracy, memory and synaptic operations against the kernel size.
+
+    The table has one row for each kernel size and seed: `kernel_size`, `seed`, `accuracy` (0 to 1),
+    `memory_bytes` and `synops` (synaptic operations an image).
+    """
+    names = ("kernel_size", "seed", "accuracy", "memory_bytes", "synops")
+    sizes, seeds, accuracy, memory, synops = numeric_columns(table, names)
+    figure, axes = _new_figure(title, (10.5, 3.6), nrows=1, ncols=3)
+    panels = (
+        ("validation accuracy (%)", 100 * accuracy, BLUE),
+        ("memory (KiB)", memory / 1024, GREEN),
+        ("synaptic operations an image (millions)", synops / 1e6, RED),
+    )
+    ticks = np.unique(sizes)
+    for axis, (label, values, colour) in zip(axes, panels, strict=True):
+        finite = np.isfinite(values)
+        means, sds = np.array([mean_sd(values[sizes == size]) for size in ticks]).T
+        axis.errorbar(ticks, means, yerr=np.nan_to_num(sds), color=colour, marker="o", capsize=4)
+        beside = sizes[finite] + 0.28  # a seed's point is not to hide under the mean's bar
+        axis.scatter(beside, values[finite], s=16, facecolors="none", edgecolors=colour, alpha=0.8)
+        axis.set_xticks(ticks, [f"{size:.0f}x{size:.0f}" for size in ticks])
+        axis.set_xlim(ticks.min() - 0.7, ticks.max() + 0.9)
+        axis.set_xlabel("kernel size of every convolution")
+        axis.set_title(label, fontsize=10)
+        _say_skipped(axis, int((~finite).sum()))
+    for axis in axes[1:]:
+        axis.set_ylim(bottom=0)
+    note = f"filled: mean ± sd, open: each seed (n = {np.unique(seeds).size} seeds)"
+    figure.supxlabel(note, fontsize=8, color="#555555")
+    return _save(figure, path)
+
+
+def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws validation accuracy against the kernel size, one panel for each comparison, on a common axis.
+
+    The table has one row for each comparison, kernel size and seed: `comparison` (the panel's title), `kernel_size`,
+    `channels`, `parameters`, `seed` and `validation_accuracy` (0 to 1).
+    """
+    names = ("comparison", "kernel_size", "channels", "parameters", "seed", "validation_accuracy")
+    comparison, sizes, channels, parameters, seeds, accuracy = numeric_columns(table, names)
+    panels = list(dict.fromkeys(comparison.tolist()))
+    figure, axes = _new_figure(title, (4.6 * len(panels), 4.2), nrows=1, ncols=len(panels), sharey=True)
+    for axis, name, colour, marker in zip(axes, panels, cycle(COLOURS), cycle(MARKERS), strict=False):
+        here = comparison == name
+        finite = here & np.isfinite(accuracy)
+        ticks = np.unique(sizes[here])
+        own = [here & (sizes == size) for size in ticks]
+        means, sds = 100 * np.array([mean_sd(accuracy[rows]) for rows in own]).T
+        axis.errorbar(ticks, means, yerr=np.nan_to_num(sds), color=colour, marker=marker, capsize=4)
+        beside = sizes[finite] + 0.28  # a seed's point is not to hide under the mean's bar
+        axis.scatter(beside, 100 * accuracy[finite], s=16, facecolors="none", edgecolors=colour, alpha=0.8)
+        labels = [
+            f"{size:.0f}x{size:.0f}\nC = {channels[rows][0]:.0f}\n{parameters[rows][0]:,.0f}"
+            for size, rows in zip(ticks, own, strict=True)
+        ]
+        axis.set_xticks(ticks, labels, fontsize=8)
+        axis.set_xlim(ticks.min() - 0.7, ticks.max() + 0.9)
+        axis.set_title(name, fontsize=10)
+        _say_skipped(axis, int((here & ~finite).sum()))
+    axes[0].set_ylabel("validation accuracy (%)")
+    note = (
+        f"cells' kernel size, width, parameters; filled: mean ± sd, open: each seed (n = {np.unique(seeds).size} seeds)"
+    )
+    figure.supxlabel(note, fontsize=8, color="#555555")
+    return _save(figure, path)
+
+
+def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws the score of every cell against its memory, one panel for each kernel set, on common axes.
+
+    The table has one row for each scored cell of each set: `kernel_set` ("1,3"), `score`, `score_se` (its
+    standard error), `memory_bytes`, `conv_edges`, `fits` (within the budget) and `finalist`.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm
+
+    wanted = ("kernel_set", "score", "score_se", "memory_bytes", "conv_edges", "fits", "finalist")
+    sets, score, error, memory, edges, fits, finalist = numeric_columns(table, wanted)
+    fits, finalist = fits.astype(bool), finalist.astype(bool)
+    names = sorted(set(sets.tolist()))
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    size = (max(3.4 * columns + 1.2, 7), 2.7 * rows + 0.9)
+    figure, axes = _new_figure(title, size, nrows=rows, ncols=columns, sharex=True, sharey=True)
+    kib = memory / 1024
+    finite = np.isfinite(score)
+    norm = BoundaryNorm(np.arange(edges.min(), edges.max() + 2) - 0.5, 256)
+    for axis, name in zip(axes, names, strict=False):
+        here = finite & (sets == name)
+        over, within, best = here & ~fits, here & fits & ~finalist, here & finalist
+        axis.scatter(kib[over], score[over], s=8, color=GREY, linewidths=0, label="over budget")
+        colours = {"c": edges[within], "cmap": "viridis", "norm": norm}
+        axis.scatter(kib[within], score[within], s=10, linewidths=0, **colours)
+        bars = np.where(np.isfinite(error[best]), error[best], 0.0)
+        axis.errorbar(
+            kib[best], score[best], yerr=bars, fmt="*", color=RED, markeredgecolor="black",
+            markeredgewidth=0.6, markersize=10, ecolor="black",
+            elinewidth=1, capsize=3, label="finalist ± SE", zorder=5,
+        )  # fmt: skip
+        axis.set_title(f"sizes {name}: {int((sets == name).sum()):,} cells", fontsize=10)
+        _say_skipped(axis, int(((sets == name) & ~finite).sum()))
+    for axis in axes[len(names) :]:
+        axis.remove()
+    if kib.min() > 0 and kib.max() / kib.min() > 8:
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        axes[0].set_xscale("log")
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
+    figure.supxlabel("memory (KiB)", fontsize=10)
+    figure.supylabel("training-free score", fontsize=10)
+    bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=list(axes[: len(names)]))
+    bar.set_ticks([int(count) for count in np.arange(edges.min(), edges.max() + 1)])
+    bar.set_label("convolution edges of the cell")
+    entries = axes[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def tradeoff_figure(table: "pl.DataFrame", path: str | Path, title: str, budget: int | None) -> "Figure":
+    """Draws accuracy against memory, finalists and baselines, the finalists' Pareto front, the budget and the choice.
+
+    The front and the choice go by validation accuracy; test accuracy is drawn beside it. The table has one
+    row for each network: `name`, `role` (finalist, or which baseline), `validation_accuracy`, `test_accuracy`
+    (0 to 1; may be null), `memory_bytes`, `on_front` and `chosen`. The budget is in bytes, or None.
+    """
+    names, roles, validation, test, memory, on_front, chosen = numeric_columns(table, TRADEOFF_COLUMNS)
+    on_front, chosen = on_front.astype(bool), chosen.astype(bool)
+    figure, (axis,) = _new_figure(title, (8.2, 4.8))
+    kib, validation, test = memory / 1024, 100 * validation, 100 * test
+    finite = np.isfinite(validation)
+    both = finite & np.isfinite(test)
+    axis.vlines(kib[both], validation[both], test[both], color=GREY, linewidth=0.8, zorder=1)
+    styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
+    for role, (colour, marker) in zip(dict.fromkeys(roles.tolist()), styles, strict=False):
+        here = finite & (roles == role)
+        style = {"marker": marker, "edgecolors": colour}
+        axis.scatter(kib[here], validation[here], s=44, c=colour, label=role, zorder=3, **style)
+        here &= both
+        axis.scatter(kib[here], test[here], s=26, c="white", zorder=2, **style)
+    front = np.flatnonzero(on_front & finite)
+    front = front[np.lexsort((validation[front], kib[front]))]
+    axis.step(
+        kib[front], validation[front], where="post", color="black", linewidth=1, linestyle="--", zorder=1,
+        label="finalists' front (validation)",
+    )  # fmt: skip
+    axis.scatter(
+        kib[chosen & finite], validation[chosen & finite], s=190, facecolors="none", edgecolors="black",
+        linewidths=1.8, label="chosen", zorder=4,
+    )  # fmt: skip
+    if budget is not None:
+        axis.axvline(budget / 1024, color=ORANGE, linewidth=1.6, label=f"budget {budget / 1024:,.1f} KiB")
+    axis.margins(x=0.1, y=0.12)
+    # Front points rise to the right, so a label that would meet the one before it is lifted above it.
+    wide, high = np.ptp(axis.get_xlim()), np.ptp(axis.get_ylim())
+    lift, last = 0, None
+    for index in front:
+        near = last is not None and kib[index] - kib[last] < 0.09 * wide
+        near = near and validation[index] - validation[last] < 0.05 * high
+        lift, last = (lift + 11 if near else 0), index
+        axis.annotate(
+            str(names[index]), (kib[index], validation[index]), xytext=(0, 11 + lift), fontsize=8,
+            textcoords="offset points", ha="center", va="bottom", zorder=6,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.8} if lift else None,
+        )  # fmt: skip
+    axis.set_xlabel("memory (KiB), counted")
+    axis.set_ylabel("accuracy (%) in float32: filled validation, open test")
+    _say_skipped(axis, int((~finite).sum()))
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def training_figure(records: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str) -> "Figure":
+    """Draws the loss and the accuracies of each model against the epoch.
+
+    `records` holds for each model's name its records of `epoch`, `train_loss`, `train_accuracy` and
+    `validation_accuracy` (0 to 1); an epoch without evaluation may lack the last.
+
+    Raises:
+      ValueError: there are no records, or none of a model's has one of these fields.
+    """
+    if not records:
+        raise ValueError("there are no training records to draw")
+    figure, (left, right) = _new_figure(title, (10.5, 4.2), nrows=1, ncols=2)
+    skipped = [0, 0]
+    curves = ((left, "train_loss"), (right, "train_accuracy"), (right, "validation_accuracy"))
+    styles = zip(cycle(COLOURS), cycle(MARKERS[:6]), strict=False)
+    for (name, lines), (colour, marker) in zip(records.items(), styles, strict=False):
+        for axis, field in curves:
+            points = [(line["epoch"], line[field]) for line in lines if "epoch" in line and field in line]
+            if not points:
+                raise ValueError(f"the records of {name!r} lack the column {field!r} or 'epoch'")
+            epochs, values = np.array(points, dtype=np.float64).T
+            finite = np.isfinite(values)
+            skipped[axis is right] += int((~finite).sum())
+            scale, solid = (1 if axis is left else 100), field != "train_accuracy"
+            axis.plot(
+                epochs[finite], scale * values[finite], "-" if solid else ":", color=colour, linewidth=1.4,
+                marker=marker if solid else None, markersize=4, markevery=max(1, len(points) // 10),
+                label=name if axis is left else None,
+            )  # fmt: skip
+    titles = ("training loss", "accuracy (%): solid validation, dotted training")
+    for axis, label, count in zip((left, right), titles, skipped, strict=True):
+        axis.set_xlabel("epoch")
+        axis.set_title(label, fontsize=10)
+        _say_skipped(axis, count)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def progress_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws the best score so far against the number of candidates scored, mean ± sd over seeds.
+
+    The table has one row for each scored candidate: `strategy`, `seed`, `evaluation` (from 1) and `score`. The
+    strategy "exhaustive" is drawn as the line of its best, a strategy of one row as a point. Scores that are
+    not finite are no progress.
+    """
+    from spikernel_jax.search.evolution import best_so_far
+
+    strategies, seeds, evaluation, score = numeric_columns(table, ("strategy", "seed", "evaluation", "score"))
+    figure, (axis,) = _new_figure(title, (8.2, 4.6))
+    axis.set_xscale("log")
+    styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
+    for name, (colour, marker) in zip(dict.fromkeys(strategies.tolist()), styles, strict=False):
+        here = strategies == name
+        own = np.unique(seeds[here])
+        curves = [best_so_far(score[here & (seeds == seed)]) for seed in own]
+        if name == "exhaustive":
+            axis.axhline(curves[0][-1], color=colour, linestyle="--", label=f"best of all {here.sum():,}")
+        elif len(curves[0]) == 1:
+            axis.scatter(evaluation[here], score[here], c=colour, marker=marker, s=60, zorder=4, label=name)
+        else:
+            length = min(map(len, curves))
+            mean, sd = np.array([mean_sd(at) for at in np.array([curve[:length] for curve in curves]).T]).T
+            steps = np.arange(1, length + 1)
+            axis.step(steps, mean, where="post", color=colour, label=f"{name}, mean ± sd (n = {len(own)} seeds)")
+            axis.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0, step="post")
+    axis.set_xlabel("candidates scored (pruning: supernets)")
+    axis.set_ylabel("best training-free score so far")
+    _say_skipped(axis, int((~np.isfinite(score)).sum()))
+    axis.legend(fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def halving_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws each cell's score at full size against that at low fidelity, by how far halving took it.
+
+    The table has one row for each cell of one set: `first_score`, `full_score`, `fidelity` (the highest that halving
+    scored it at) and `finalist`.
+    """
+    low, full, fidelity, finalist = numeric_columns(table, ("first_score", "full_score", "fidelity", "finalist"))
+    figure, (axis,) = _new_figure(title, (6, 4.6))
+    for name, colour, size in (("low", GREY, 6), ("medium", BLUE, 12), ("full", RED, 18)):
+        own = (fidelity == name) & np.isfinite(low) & np.isfinite(full)
+        axis.scatter(low[own], full[own], s=size, color=colour, label=f"{name} ({own.sum()} cells)", alpha=0.7)
+    chosen = finalist.astype(bool)
+    axis.scatter(low[chosen], full[chosen], s=90, facecolors="none", edgecolors="black", label="halving's choice")
+    axis.set_xlabel("score at low fidelity")
+    axis.set_ylabel("score at full size")
+    axis.legend(fontsize=8, loc="lower right")
+    _say_skipped(axis, int((~(np.isfinite(low) & np.isfinite(full))).sum()))
+    return _save(figure, path)
+
+
+def fidelity_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws rank correlation with the reference against cost, and the front of the settings worth taking.
+
+    The table has one row for each setting: `channels`, `batch`, `time_steps`, `side`, `seeds`, `ms_a_cell`, `tau`,
+    `tau_top_half` and `on_front`.
+    """
+    names = ("channels", "batch", "time_steps", "side", "seeds", "ms_a_cell", "tau", "tau_top_half", "on_front")
+    channels, batch, steps, side, seeds, cost, tau, top, front = numeric_columns(table, names)
+    front = front.astype(bool)
+    figure, axes = _new_figure(title, (11, 4.6), nrows=1, ncols=2)
+    for axis, values, label in zip(axes, (tau, top), ("all cells", "the reference's better half"), strict=True):
+        for index, width in enumerate(np.unique(channels)):
+            own = channels == width
+            marker, colour = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
+            axis.scatter(cost[own], values[own], s=20, marker=marker, color=colour, label=f"C = {width:.0f}", alpha=0.8)
+        axis.set_xscale("log")
+        axis.set_xlabel("milliseconds a cell")
+        axis.set_title(f"Kendall's tau, {label}", fontsize=10)
+    order = np.flatnonzero(front)[np.argsort(cost[front])]
+    axes[0].plot(cost[order], tau[order], color=GREY, zorder=0)
+    labelled = 0.0
+    for i in order:
+        if cost[i] < 1.6 * labelled:  # no room for another label
+            continue
+        labelled = cost[i]
+        text = f"B{batch[i]:.0f} T{steps[i]:.0f} S{side[i]:.0f} R{seeds[i]:.0f}"
+        axes[0].annotate(text, (cost[i], tau[i]), fontsize=6, xytext=(3, -8), textcoords="offset points")
+    axes[1].legend(fontsize=8, loc="lower right")
+    return _save(figure, path)

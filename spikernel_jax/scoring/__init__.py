@@ -1,0 +1,1 @@
+"""Training-free scores of many cells at once."""

@@ -1,0 +1,229 @@
+"""The scoring engine for forward cells: necessary work only, in two compiled programs.
+
+In cell 1 all candidates see the same input, the stem's current, and share one bank of weights. So
+
+- the stem, and what each operation on edge (0,3) makes of it, are computed once (`prepare`);
+- candidates that agree on the edges of nodes 1 and 2 are a group: those nodes, their spikes, and what each
+  operation on (1,3) and (2,3) makes of them are computed once a group, those operations alone that a candidate
+  of the group holds;
+- of cell 1, a candidate itself costs a sum of three arrays that are there already.
+
+Behind it, each candidate has an input of its own: transition, cell 2 and head are run one candidate after
+another (`lax.switch` runs only the operations it holds), in loops whose trip counts are data: any list of
+candidates runs the same program.
+
+Behind cell 1 a candidate goes through time in pieces of `steps`: all T steps at once (layer by layer) or one
+after another, with membranes carried along. The results are the same; one step's activations may fit a cache
+where those of all steps do not.
+
+Feedback cells share nothing after their first time step: `score_each` runs them one after another.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.typing import NDArray
+
+from spikernel_jax.cells.forms import FORWARD_EDGES
+from spikernel_jax.scoring import proxies
+from spikernel_jax.snn import network
+from spikernel_jax.snn.spec import NetworkSpec
+
+Array = jax.Array
+
+E01, E02, E12, E03, E13, E23 = range(len(FORWARD_EDGES))
+PREFIX = [E01, E02, E12]  # the edges of nodes 1 and 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How candidates are scored; static under ``jit``.
+
+    Attributes:
+      spec: the network.
+      score: a registered score.
+      steps: time steps that go through the layers together; divides T.
+      bfloat16: whether convolutions and Gram matrices read their spikes in bfloat16.
+    """
+
+    spec: NetworkSpec
+    score: str
+    steps: int
+    bfloat16: bool
+
+    @property
+    def spike_dtype(self) -> Any:
+        """Type of spikes; None is that of the currents."""
+        return jnp.bfloat16 if self.bfloat16 else None
+
+
+class Shared(NamedTuple):
+    """What all candidates share for one bank and one batch."""
+
+    x0_BHWC: Array  # the stem's current
+    spikes_TBHWC: Array  # of node 0 of cell 1
+    rho_TBB: Array  # of node 0's LIF
+    direct_OTBHWC: Array  # each operation on edge (0,3)
+
+
+class Groups(NamedTuple):
+    """Candidates in runs that agree on `PREFIX`, for `score_groups`; arrays padded to the chunk."""
+
+    rows: NDArray[np.int32]  # [chunk, 2, E] codes of both cells
+    starts: NDArray[np.int32]  # [chunk + 1] first candidate of each group, then the number of candidates
+    groups: NDArray[np.int32]  # [] how many groups
+    needs: NDArray[np.bool_]  # [chunk, 2, O] which operations on (1,3) and (2,3) a group needs
+
+
+def order(rows: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Order of genotypes [n, 2, E] in which those that share work are neighbours."""
+    cell1 = rows[:, 0]
+    return np.lexsort([*rows[:, 1].T, *cell1[:, [E23, E13, E03, *reversed(PREFIX)]].T])
+
+
+def group(rows: NDArray[np.int8], chunk: int, num_ops: int) -> Groups:
+    """Groups of genotypes [n, 2, E] that lie in `order`, n at most `chunk`."""
+    n = len(rows)
+    prefix = rows[:, 0, PREFIX]
+    first = np.flatnonzero(np.r_[n > 0, (prefix[1:] != prefix[:-1]).any(1)])
+    starts = np.full(chunk + 1, n, np.int32)
+    starts[: len(first)] = first
+    needs = np.zeros((chunk, 2, num_ops), bool)
+    index = np.repeat(np.arange(len(first)), np.diff(np.r_[first, n]))
+    for side, edge in enumerate((E13, E23)):
+        needs[index, side, rows[:, 0, edge]] = True
+    return Groups(padded(rows, chunk), starts, np.asarray(len(first), np.int32), needs)
+
+
+def padded(rows: NDArray[np.int8], chunk: int) -> NDArray[np.int32]:
+    """Rows [n, 2, E] in an array of `chunk` rows, so that any number of them runs one program."""
+    result = np.zeros((chunk, *rows.shape[1:]), np.int32)
+    result[: len(rows)] = rows
+    return result
+
+
+def _begin(plan: Plan, pair: Any, bank: network.Params, state: network.State) -> network.Pass:
+    return network.Pass(
+        plan.spec,
+        pair,
+        bank,
+        None,
+        state,
+        train=True,
+        observe=proxies.normalised_hamming,
+        spike_dtype=plan.spike_dtype,
+    )
+
+
+def prepare(plan: Plan, bank: network.Params, images_BHWC: Array) -> Shared:
+    """What all candidates share: stem, node 0 of cell 1, and the operations on edge (0,3)."""
+    spec, steps = plan.spec, plan.spec.time_steps
+    net = _begin(plan, np.eye(1, len(spec.space.edges), E03, dtype=np.int8)[0], bank, {})
+    x0_BHWC = net.stem(images_BHWC)
+    x0 = x0_BHWC[None]
+    _, spikes, rho = net.spikes(jnp.zeros_like(x0_BHWC), jnp.broadcast_to(x0, (steps, *x0.shape[1:])))
+    direct = [_operation(net, E03, op, x0, spikes) for op in range(spec.space.num_ops)]
+    return Shared(x0_BHWC, spikes, rho, jnp.stack(direct))
+
+
+def _operation(net: network.Pass, edge: int, op: Any, x: Array, spikes_TBHWC: Array) -> Array:
+    """One operation on an edge of cell 1 over all T steps."""
+    steps = net.spec.time_steps
+    value = net.operation("cell1", edge, op, x, spikes_TBHWC, steps)
+    return jnp.zeros((steps, *x.shape[1:]), x.dtype) if value is None else value
+
+
+def _node(net: network.Pass, x_TBHWC: Array, fires: Array) -> tuple[Array, Array]:
+    """Spikes and rho of a node of cell 1, zeros unless it `fires`."""
+
+    def run() -> tuple[Array, Array]:
+        return net.spikes(jnp.zeros_like(x_TBHWC[0]), x_TBHWC)[1:]
+
+    shapes = jax.eval_shape(run)
+    return lax.cond(fires, run, lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+
+
+def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Groups) -> tuple[Array, Array]:
+    """Scores and LIF calls [chunk] of grouped forward candidates; zeros behind the last one."""
+    spec = plan.spec
+    ops = range(spec.space.num_ops)
+    x0, conv = shared.x0_BHWC[None], jnp.asarray(spec.is_conv(np.arange(spec.space.num_ops)))
+
+    def one_group(g: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        results, table1, table2 = carry
+        start, end = groups.starts[g], groups.starts[g + 1]
+        row, needs = groups.rows[start, 0], groups.needs[g]
+        net = _begin(plan, row, bank, {})
+        x1 = _operation(net, E01, row[E01], x0, shared.spikes_TBHWC)
+        x2 = _operation(net, E02, row[E02], x0, shared.spikes_TBHWC)
+        spikes1, rho1 = _node(net, x1, (needs[0] & conv).any() | spec.is_conv(row[E12]))
+        x2 = x2 + _operation(net, E12, row[E12], x1, spikes1)
+        spikes2, rho2 = _node(net, x2, (needs[1] & conv).any())
+
+        def filled(table: Array, side: int, edge: int, x: Array, spikes: Array) -> Array:
+            """The table with entries that the group needs; others may be of groups before. None's is always 0."""
+            for op in ops[1:]:
+                entry = lambda table, op=op: table.at[op].set(_operation(net, edge, op, x, spikes))  # noqa: E731
+                table = lax.cond(needs[side, op], entry, lambda table: table, table)
+            return table
+
+        table1, table2 = filled(table1, 0, E13, x1, spikes1), filled(table2, 1, E23, x2, spikes2)
+        records = {"cell1.node0": shared.rho_TBB, "cell1.node1": rho1, "cell1.node2": rho2}
+
+        def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
+            pair = groups.rows[i]
+            parts = [(shared.direct_OTBHWC, pair[0, E03]), (table1, pair[0, E13]), (table2, pair[0, E23])]
+            terms = proxies.collect(records | _behind_cell1(plan, pair, bank, parts), spec.sites(pair))
+            return _noted(plan, results, i, terms)
+
+        return lax.fori_loop(start, end, one, results), table1, table2
+
+    empty = jnp.zeros_like(shared.direct_OTBHWC)
+    results, _, _ = lax.fori_loop(0, groups.groups, one_group, (_nothing(groups.rows, x0.dtype), empty, empty))
+    return results
+
+
+def score_each(plan: Plan, bank: network.Params, images_BHWC: Array, rows: Array, count: Array) -> tuple[Array, Array]:
+    """Scores and LIF calls [chunk] of the first `count` of rows [chunk, 2, E], one whole network each.
+
+    Time steps go one after another if `plan.steps` is less than T, and where feedback needs it.
+    """
+    step_by_step = plan.spec.space.feedback or plan.steps < plan.spec.time_steps
+
+    def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
+        terms, _ = proxies.spike_terms(
+            plan.spec, rows[i], bank, images_BHWC, spike_dtype=plan.spike_dtype, step_by_step=step_by_step
+        )
+        return _noted(plan, results, i, terms)
+
+    return lax.fori_loop(0, count, one, _nothing(rows, images_BHWC.dtype))
+
+
+def _nothing(rows: Any, dtype: Any) -> tuple[Array, Array]:
+    return jnp.zeros(rows.shape[0], dtype), jnp.zeros(rows.shape[0], dtype)
+
+
+def _noted(plan: Plan, results: tuple[Array, Array], i: Array, terms: proxies.SpikeTerms) -> tuple[Array, Array]:
+    scores, calls = results
+    return scores.at[i].set(proxies.get_score(plan.score)(terms)), calls.at[i].set(terms.calls)
+
+
+def _behind_cell1(plan: Plan, pair: Array, bank: network.Params, parts: list[tuple[Array, Array]]) -> dict[str, Array]:
+    """Records of all LIF sites behind cell 1, whose output is the sum of `parts`, each an entry of a table."""
+    steps = plan.steps
+
+    def piece(state: network.State, t: Array) -> tuple[network.State, dict[str, Array]]:
+        net = _begin(plan, pair, bank, state)
+        sizes = (1, steps, *parts[0][0].shape[2:])
+        first, *others = (lax.dynamic_slice(table, (op, t, 0, 0, 0, 0), sizes)[0] for table, op in parts)
+        net.after_cell1(sum(others, first), steps, None)
+        return net.state, net.records
+
+    shapes, _ = jax.eval_shape(piece, {}, jnp.int32(0))
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    _, records = lax.scan(piece, state, jnp.arange(0, plan.spec.time_steps, steps))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)

@@ -1,0 +1,396 @@
+"""Many candidates at once: the training-free score of a population, under common random numbers.
+
+All candidates draw their operations from one shared bank of random weights and see the same images, so
+most of the noise of a draw is common to all and cancels where they are compared. R banks and R batches
+give R replicates of each score, and so its standard error. Candidate i's result does not depend on which
+others ran, on how many devices, or beside whom.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from numpy.typing import ArrayLike, NDArray
+
+from spikernel_jax.data import check_images
+from spikernel_jax.scoring import engine, proxies
+from spikernel_jax.snn import network
+from spikernel_jax.snn.spec import NetworkSpec
+
+Array = jax.Array
+Device = Any  # jaxlib does not say what type a device has
+
+METHODS = ("shared", "each")
+PRECISIONS = ("float32", "bfloat16")
+_LARGEST_CHUNK = 256
+_TABLE_SHARE = 0.5  # of the free memory, that tables of shared work may take
+
+
+class Scores(NamedTuple):
+    """Scores of a population."""
+
+    scores: NDArray[np.float64]  # [n] mean over replicates; NaN or -inf is kept as it is
+    standard_errors: NDArray[np.float64]  # [n] of the mean's level, NaN for one replicate
+    replicates: NDArray[np.float64]  # [n, R]
+    lif_calls: NDArray[np.int64]  # [n] LIF calls that the score counts
+
+
+def make_bank(key: Array, spec: NetworkSpec, seeds: int = 1) -> network.Params:
+    """R banks of random weights, each leaf with a leading axis R.
+
+    Weights are drawn on bfloat16's grid (float32 values of 8 significant bits), as good a random draw as any:
+    so convolutions of spikes, 0 or 1, lose nothing where they read bfloat16.
+
+    Args:
+      key: a typed PRNG key.
+      spec: the network.
+      seeds: R.
+
+    Returns:
+      Weights of every operation on every edge, and of the rest of the network; nothing of what neurons learn,
+      since a score is of the spec's own.
+
+    Raises:
+      ValueError: on less than one bank, or a network that `proxies.scored_spec` refuses.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds} must be at least 1")
+    return _draw_bank(key, proxies.scored_spec(spec), seeds)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "seeds"))  # op by op it takes seconds
+def _draw_bank(key: Array, spec: NetworkSpec, seeds: int) -> network.Params:
+    keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(jnp.arange(seeds))
+    bank = jax.vmap(lambda k: network.init(k, spec)[0])(keys)
+    return jax.tree.map(lambda leaf: lax.reduce_precision(leaf, exponent_bits=8, mantissa_bits=7), bank)
+
+
+def summarise(replicates: NDArray[np.float64], lif_calls: NDArray[np.int64]) -> Scores:
+    """Means and standard errors of replicates [n, R]."""
+    n, seeds = replicates.shape
+    with np.errstate(invalid="ignore"):  # a score of -inf has no spread
+        mean = replicates.mean(1)
+        error = replicates.std(1, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.full(n, np.nan)
+    return Scores(mean, error, replicates, lif_calls)
+
+
+def paired_standard_errors(replicates: ArrayLike) -> NDArray[np.float64]:
+    """Standard errors of each candidate's score relative to the population's, for common random numbers.
+
+    The noise of a replicate's weights and batch is mostly common to all candidates, and cancels where
+    candidates are compared. `Scores.standard_errors` still holds it: they say how far a score's level
+    would move if drawn anew. These say how far a candidate would move against the others, and so tell
+    candidates apart.
+
+    Args:
+      replicates: [n, R], column r of all candidates drawn together (`score_population`). Candidates with
+        a replicate that is not finite are left out of the means that are subtracted.
+
+    Returns:
+      [n] standard errors of the mean over replicates of score less the population's mean score in that
+      replicate; NaN for one replicate, and for candidates with one that is not finite. Two candidates
+      alone are equally far from their mean, so both errors are then half that of their difference; a
+      lone candidate is its own mean, and its error 0.
+
+    Raises:
+      ValueError: if replicates are not [n, R].
+    """
+    values = np.asarray(replicates, np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"replicates have shape {values.shape}; want [n, R]")
+    n, seeds = values.shape
+    errors = np.full(n, np.nan)
+    finite = np.isfinite(values).all(1)
+    if seeds > 1 and finite.any():
+        relative = values[finite] - values[finite].mean(0)
+        errors[finite] = relative.std(1, ddof=1) / np.sqrt(seeds)
+    return errors
+
+
+def checked_genotypes(genotypes: ArrayLike, spec: NetworkSpec) -> NDArray[np.int8]:
+    """Genotypes [n, E] or [n, 2, E] as int8; ValueError where they are no cells of the space."""
+    rows = np.asarray(genotypes)
+    if rows.ndim not in (2, 3) or not len(rows):
+        raise ValueError(f"genotypes have shape {rows.shape}; want [n, E] or [n, 2, E] with n >= 1")
+    spec.space.validate(rows.reshape(-1, rows.shape[-1]))
+    return rows.astype(np.int8)
+
+
+def pairs(rows: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Genotypes [n, E] or [n, 2, E] as [n, 2, E]."""
+    return np.stack([rows, rows], 1) if rows.ndim == 2 else rows
+
+
+def free_bytes(device: Device) -> int:
+    """Memory of a device that is free now; the host's for a CPU."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return psutil.virtual_memory().available
+
+
+def table_bytes(spec: NetworkSpec, batch: int) -> int:
+    """Bytes of the tables that a device holds for shared work: three edges, each with every operation."""
+    h, w = spec.cell_size(0)
+    return 3 * spec.space.num_ops * spec.time_steps * batch * h * w * spec.channels * 4
+
+
+def lanes_that_fit(devices: int, tables: int, free: int, one_memory: bool) -> int:
+    """How many devices can hold tables of shared work in half the free memory; 0 if none.
+
+    Args:
+      devices: how many there are.
+      tables: bytes of one device's tables.
+      free: bytes that are free, on one device or, with `one_memory`, for all of them together.
+      one_memory: whether the devices share their memory, as those of a CPU do.
+    """
+    room = int(_TABLE_SHARE * free // tables)
+    return min(devices, room) if one_memory else devices * (room > 0)
+
+
+def _has_bfloat16(device: Device) -> bool:
+    """Whether convolutions in bfloat16 are faster there than in float32; on CPUs they are not."""
+    capability = float(getattr(device, "compute_capability", None) or 0) if device.platform == "gpu" else 0
+    return device.platform == "tpu" or capability >= 8
+
+
+@functools.cache
+def _programs(mesh: Mesh) -> tuple[Callable[..., Any], ...]:
+    """The compiled programs of one set of devices: `prepare`, `score_groups` and `score_each`, lane by lane."""
+
+    def by_lane(body: Callable[..., Any], shared: int, plan: engine.Plan, *args: Any) -> Any:
+        """Runs body on every device with its own row of the arguments after the first `shared` ones."""
+
+        def lane(*args: Any) -> Any:
+            own = jax.tree.map(lambda leaf: leaf[0], args[shared:])
+            return jax.tree.map(lambda leaf: leaf[None], body(plan, *args[:shared], *own))
+
+        specs = (P(),) * shared + (P("lanes"),) * (len(args) - shared)
+        return jax.shard_map(lane, mesh=mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False)(*args)
+
+    return (
+        jax.jit(engine.prepare, static_argnums=0, out_shardings=NamedSharding(mesh, P())),
+        jax.jit(functools.partial(by_lane, engine.score_groups, 2), static_argnums=0),
+        jax.jit(functools.partial(by_lane, engine.score_each, 2), static_argnums=0),
+    )
+
+
+class Scorer:
+    """Scores candidates on all local devices, each replicate with a bank and a batch of its own.
+
+    Candidates run one after another on a device, so memory does not grow with their number: what can outgrow it
+    are the tables of shared work, and the activations of all time steps together. Where they do, the scorer says
+    so, and goes on without tables, then with one time step at a time.
+
+    Attributes:
+      lanes: parts that run side by side in one call, one a device.
+      chunk: largest number of rows of a part.
+      method: ``"shared"`` or ``"each"``.
+      precision: ``"float32"`` or ``"bfloat16"``.
+      seeds: R.
+    """
+
+    def __init__(
+        self,
+        bank: network.Params,
+        images: ArrayLike,
+        spec: NetworkSpec,
+        *,
+        score: str = "sahd_paper",
+        method: str | None = None,
+        precision: str | None = None,
+        steps: int | None = None,
+        chunk: int = _LARGEST_CHUNK,
+        devices: Sequence[Device] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ):
+        """Arguments as those of `score_population`; `say` prints a line."""
+        proxies.get_score(score)
+        spec = proxies.scored_spec(spec)
+        self.seeds = len(bank["stem"]["kernel"])
+        batches = np.asarray(images)
+        batches = np.broadcast_to(batches, (self.seeds, *batches.shape)) if batches.ndim == 4 else batches
+        if batches.ndim != 5 or len(batches) != self.seeds or batches.shape[2:] != spec.image_shape:
+            raise ValueError(
+                f"images have shape {np.shape(images)}; want [{self.seeds}, B, *{spec.image_shape}] "
+                f"for {self.seeds} banks"
+            )
+        if batches.dtype == np.uint8:
+            raise ValueError("images are uint8; want normalised ones (spikernel_jax.data.normalise)")
+        check_images(batches.reshape(-1, *spec.image_shape))
+        found = jax.local_devices() if devices is None else list(devices)
+        if method is None:
+            one_memory = found[0].platform == "cpu"
+            lanes = lanes_that_fit(len(found), table_bytes(spec, batches.shape[1]), free_bytes(found[0]), one_memory)
+            method = "shared" if lanes and not spec.space.feedback else "each"
+            found = found[:lanes] if method == "shared" else found
+        if precision is None:
+            precision = "bfloat16" if _has_bfloat16(found[0]) else "float32"
+        for name, value, known in (("method", method, METHODS), ("precision", precision, PRECISIONS)):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(known)}")
+        if method == "shared" and spec.space.feedback:
+            raise ValueError("method='shared': feedback cells share no work; give method='each'")
+        if steps is None:  # one step's activations may fit a CPU's cache; an accelerator wants large kernels
+            steps = 1 if found[0].platform == "cpu" and spec.norm == "per_step" else spec.time_steps
+        if steps < 1 or spec.time_steps % steps or (spec.norm == "over_time" and steps < spec.time_steps):
+            raise ValueError(f"steps={steps} must divide T={spec.time_steps}, and be T for norm='over_time'")
+        if chunk < 1:
+            raise ValueError(f"chunk={chunk} must be at least 1")
+        self.method, self.precision, self.chunk, self.lanes = method, precision, chunk, len(found)
+        self._plan = engine.Plan(spec, score, steps, precision == "bfloat16")
+        self._mesh = Mesh(np.array(found), ("lanes",))
+        self._bank, self._batches, self._say = bank, batches, say
+        self._replicate: tuple[int, Any] | None = None
+
+    def order(self, rows: NDArray[np.int8]) -> NDArray[np.int64]:
+        """A permutation of rows in which neighbours share work; it depends on the rows alone."""
+        return engine.order(pairs(rows))
+
+    def submit(self, replicate: int, parts: Sequence[NDArray[np.int8]]) -> Callable[[], list[dict[str, NDArray[Any]]]]:
+        """Starts scoring 1 to `lanes` parts and returns at once.
+
+        Args:
+          replicate: from 0.
+          parts: rows [n_i, E] or [n_i, 2, E], n_i at most `chunk`.
+
+        Returns:
+          A function that waits, and gives for each part its "scores" (float64 [n_i]) and "lif_calls"
+          (int64 [n_i]).
+
+        Raises:
+          ValueError: if the memory does not hold one candidate; of the waiting function, too.
+        """
+        try:
+            wait = self._start(replicate, parts)
+        except jax.errors.JaxRuntimeError as error:
+            self._take_less_memory(error)
+            return self.submit(replicate, parts)
+
+        def waiting() -> list[dict[str, NDArray[Any]]]:
+            try:
+                return wait()
+            except jax.errors.JaxRuntimeError as error:
+                self._take_less_memory(error)
+                return self.submit(replicate, parts)()
+
+        return waiting
+
+    def _take_less_memory(self, error: Exception) -> None:
+        """Goes over to what needs less memory; raises the error if it is of another kind, or nothing is left."""
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise error
+        spec, batch = self._plan.spec, self._batches.shape[1]
+        if self.method == "shared":
+            tables = table_bytes(spec, batch) / 2**20
+            self._say(f"out of memory with tables of shared work ({tables:.0f} MiB a device): going on without them")
+            self.method, self._replicate = "each", None
+        elif self._plan.steps > 1 and spec.norm == "per_step" and not spec.space.feedback:
+            self._say(f"out of memory with all {spec.time_steps} time steps together: going on step by step")
+            self._plan = dataclasses.replace(self._plan, steps=1)
+        else:
+            raise ValueError(
+                f"out of memory with one candidate at a time: C={spec.channels}, B={batch}, T={spec.time_steps} are "
+                "too large for this device; give a lower fidelity, or a smaller batch or width"
+            ) from error
+
+    def _start(self, replicate: int, parts: Sequence[NDArray[np.int8]]) -> Callable[[], list[dict[str, NDArray[Any]]]]:
+        spec = self._plan.spec
+        _, score_groups, score_each = _programs(self._mesh)
+        bank, images, shared = self._drawn(replicate)
+        lanes = [*map(pairs, parts)] + [pairs(parts[0])[:0]] * (self.lanes - len(parts))
+        if self.method == "shared":
+            groups = [engine.group(rows, self.chunk, spec.space.num_ops) for rows in lanes]
+            result = score_groups(self._plan, shared, bank, jax.tree.map(lambda *leaves: np.stack(leaves), *groups))
+        else:
+            padded = np.stack([engine.padded(rows, self.chunk) for rows in lanes])
+            counts = np.array([len(rows) for rows in lanes], np.int32)
+            result = score_each(self._plan, bank, images, padded, counts)
+
+        def wait() -> list[dict[str, NDArray[Any]]]:
+            scores, calls = (np.asarray(leaf) for leaf in result)
+            return [
+                {"scores": scores[lane, :n].astype(np.float64), "lif_calls": calls[lane, :n].astype(np.int64)}
+                for lane, n in enumerate(map(len, parts))
+            ]
+
+        return wait
+
+    def _drawn(self, replicate: int) -> tuple[network.Params, Array, engine.Shared | None]:
+        """Bank, batch and shared work of a replicate, on all devices; those of one replicate are kept."""
+        if self._replicate is None or self._replicate[0] != replicate:
+            self._replicate = None  # so that the last one's memory is free
+            everywhere = NamedSharding(self._mesh, P())
+            bank = jax.device_put(jax.tree.map(lambda leaf: leaf[replicate], self._bank), everywhere)
+            images = jax.device_put(jnp.asarray(self._batches[replicate]), everywhere)
+            prepare = _programs(self._mesh)[0]
+            shared = prepare(self._plan, bank, images) if self.method == "shared" else None
+            self._replicate = replicate, (bank, images, shared)
+        return self._replicate[1]
+
+
+def score_population(
+    genotypes: ArrayLike,
+    bank: network.Params,
+    images: ArrayLike,
+    spec: NetworkSpec,
+    *,
+    score: str = "sahd_paper",
+    method: str | None = None,
+    precision: str | None = None,
+    steps: int | None = None,
+    chunk: int | None = None,
+    devices: Sequence[Device] | None = None,
+) -> Scores:
+    """Scores candidates with common random numbers.
+
+    Args:
+      genotypes: canonical rows [n, E] of `spec.space`, or pairs [n, 2, E].
+      bank: R banks of `make_bank`.
+      images: normalised images [R, B, H, W, C], a batch for each bank; [B, H, W, C] serves all banks.
+      spec: the network to score in.
+      score: a registered score.
+      method: ``"shared"`` computes once what candidates have in common in cell 1, and holds tables of it
+        (`table_bytes`); ``"each"`` runs one whole network a candidate, and alone takes feedback cells. None takes
+        ``"shared"`` where it is possible and its tables fit in half the free memory, on fewer devices if need be.
+      precision: ``"bfloat16"`` lets convolutions and Gram matrices read spikes and weights in bfloat16, and sum
+        in float32; nothing is lost with a bank of `make_bank`. None takes it on GPUs and TPUs that have it.
+      steps: time steps that go through the layers together; None is 1 on a CPU, else T. Of ``"each"``, all or one.
+      chunk: candidates a device takes at once; populations of one chunk size share one compiled program. None is
+        a power of 2 that spreads them over all devices.
+      devices: the devices to share the candidates among; None is all local ones.
+
+    Returns:
+      Scores with standard errors over the R replicates.
+
+    Raises:
+      ValueError: naming the argument: unknown score or method, a network that `proxies.scored_spec` refuses, rows
+        that are no cells, images with NaN or of another shape than the spec's, as many batches as banks.
+    """
+    rows = checked_genotypes(genotypes, spec)
+    lanes = len(jax.local_devices() if devices is None else devices)
+    if chunk is None:  # few sizes, so few programs
+        chunk = min(_LARGEST_CHUNK, 1 << (-(-len(rows) // lanes) - 1).bit_length())
+    scorer = Scorer(
+        bank, images, spec, score=score, method=method, precision=precision, steps=steps, chunk=chunk, devices=devices
+    )
+    order = scorer.order(rows)
+    replicates, calls = np.zeros((len(rows), scorer.seeds)), np.zeros(len(rows), np.int64)
+    parts = [order[start : start + chunk] for start in range(0, len(rows), chunk)]
+    for replicate in range(scorer.seeds):
+        waiting = [
+            (together, scorer.submit(replicate, [rows[part] for part in together]))
+            for together in (parts[i : i + scorer.lanes] for i in range(0, len(parts), scorer.lanes))
+        ]
+        for together, wait in waiting:
+            for part, result in zip(together, wait(), strict=True):
+                replicates[part, replicate], calls[part] = result["scores"], result["lif_calls"]
+    return summarise(replicates, calls)

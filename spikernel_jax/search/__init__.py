@@ -1,0 +1,1 @@
+"""Which cells are scored next, and the queue that scores them."""

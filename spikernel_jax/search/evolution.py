@@ -1,0 +1,349 @@
+"""Search of spaces too large to list: regularised evolution, and random search under the same rules.
+
+Evolution is a pure triple: `ask` proposes candidates, the caller scores them, `tell` adds them to the state,
+which is the whole history. `evolve` and `random_search` drive it, generation by generation on disk. A candidate
+that does not fit the memory budget is never scored, and none is scored twice.
+
+Candidates are canonical rows [E] of a `CellSpace`, or pairs [2, E] where the two cells of a network differ
+(SpikeNAS).
+
+Sources: Real et al., AAAI 2019, arXiv 1802.01548 (regularised evolution); Putra & Shafique, arXiv 2402.11322
+(two cells, memory budget).
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.io.chunks import ChunkStore
+from spikernel_jax.search.queue import Progress
+
+Rows = NDArray[np.int8]  # [n, E] or [n, 2, E]
+Fits = Callable[[Rows], NDArray[np.bool_]]
+ScoreRows = Callable[[Rows], NDArray[np.float64]]
+
+_WIDEN = 16  # attempts between two edges more
+
+
+class State(NamedTuple):
+    """All that was scored, in the order in which it was proposed: a candidate's place is its age."""
+
+    rows: Rows  # [m, E] or [m, 2, E]
+    scores: NDArray[np.float64]  # [m] as told, finite or not
+    born: NDArray[np.int64]  # [m] generation in which each was proposed
+    generation: int  # the next one
+
+
+@dataclasses.dataclass(frozen=True)
+class Evolution:
+    """Settings of regularised evolution.
+
+    Attributes:
+      population: P, how many of the youngest candidates may be parents; the first P are drawn at random.
+      sample: S, size of the tournament, drawn with replacement; its best is the parent.
+      children: candidates a generation. One is Real et al.'s; more are scored together, and none of them
+        can descend from another.
+      retries: attempts at a child that fits and is new, by mutation and then once more as many at random.
+        Every 16 attempts mutate one edge more, so that a parent whose neighbours are all known is no end.
+
+    Raises:
+      ValueError: naming the field.
+    """
+
+    population: int = 64
+    sample: int = 16
+    children: int = 16
+    retries: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuses sizes below 1, and a tournament larger than the population."""
+        for field in dataclasses.fields(self):
+            _at_least_one(field.name, getattr(self, field.name))
+        if self.sample > self.population:
+            raise ValueError(f"sample={self.sample} must be at most population={self.population}")
+
+
+def begin(space: CellSpace, cells: int = 1) -> State:
+    """The state before anything is scored.
+
+    Args:
+      space: of each cell.
+      cells: 1 where one cell serves the whole network, 2 for pairs.
+    """
+    if cells not in (1, 2):
+        raise ValueError(f"cells={cells!r} must be 1 (rows [n, E]) or 2 (pairs [n, 2, E])")
+    shape = (0, len(space.edges)) if cells == 1 else (0, 2, len(space.edges))
+    return State(np.zeros(shape, np.int8), np.zeros(0), np.zeros(0, np.int64), 0)
+
+
+def parents(state: State, config: Evolution) -> NDArray[np.int64]:
+    """Indices of the population, oldest first: the last P candidates with a finite score.
+
+    A candidate whose score is not finite stays in the history, but is no parent and takes nobody's place.
+    """
+    return np.flatnonzero(np.isfinite(state.scores))[-config.population :]
+
+
+def ask(
+    key: jax.Array, state: State, space: CellSpace, config: Evolution, n: int | None = None, fits: Fits | None = None
+) -> Rows:
+    """Proposes candidates that fit, none of which was scored before.
+
+    The first P candidates of a history are drawn at random, and also later ones as long as there is no parent.
+    Child i of generation g makes its attempts with keys that depend on `key`, g and i alone, and takes the
+    first attempt that fits, is not in the history, and is not an earlier child's. So fewer children are the
+    first of more.
+
+    Args:
+      key: one typed key for the whole search.
+      state: the history.
+      space: of each cell.
+      config: settings.
+      n: children; None is `config.children`.
+      fits: which rows are under the memory budget; None lets all pass.
+
+    Returns:
+      At most n rows, fewer where children found no candidate in their retries.
+
+    Raises:
+      ValueError: if nothing was ever scored and no attempt fits.
+    """
+    pool = parents(state, config) if len(state.scores) >= config.population else np.zeros(0, np.int64)
+
+    def attempts(child: jax.Array) -> Iterator[Rows]:
+        for attempt in range(2 * config.retries):
+            own = jax.random.fold_in(child, attempt)
+            if len(pool) and attempt < config.retries:
+                tournament, change = jax.random.split(own)
+                drawn = pool[np.asarray(jax.random.randint(tournament, (config.sample,), 0, len(pool)))]
+                row = state.rows[drawn[np.argmax(state.scores[drawn])]]
+                for step in range(1 + attempt // _WIDEN):
+                    row = _mutated(jax.random.fold_in(change, step), space, row)
+                yield row
+            else:
+                yield _drawn(own, space, state.rows.ndim - 1)
+
+    return _distinct(key, state, attempts, config.children if n is None else n, fits)
+
+
+def tell(state: State, rows: Rows, scores: NDArray[np.float64]) -> State:
+    """The state after a generation.
+
+    Args:
+      state: before it.
+      rows: what `ask` proposed.
+      scores: float64 [n], higher is better; NaN and infinities are recorded as they are.
+
+    Raises:
+      ValueError: unless there is one score a row, and rows have the shape of the state's.
+    """
+    rows, scores = np.asarray(rows), np.asarray(scores, np.float64)
+    if rows.shape[1:] != state.rows.shape[1:] or rows.dtype.kind not in "iu":
+        raise ValueError(f"rows have shape {rows.shape} and dtype {rows.dtype}; want ints [n, *{state.rows.shape[1:]}]")
+    if scores.shape != (len(rows),):
+        raise ValueError(f"scores have shape {scores.shape}; want [{len(rows)}], one a row")
+    return State(
+        np.concatenate([state.rows, rows.astype(np.int8)]),
+        np.concatenate([state.scores, scores]),
+        np.concatenate([state.born, np.full(len(rows), state.generation)]),
+        state.generation + 1,
+    )
+
+
+def best_so_far(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best finite score among the first 1, 2, ..., m; NaN before the first one."""
+    return np.fmax.accumulate(np.where(np.isfinite(scores), scores, np.nan))
+
+
+def evolve(
+    space: CellSpace,
+    score: ScoreRows,
+    *,
+    budget: int,
+    key: jax.Array,
+    config: Evolution | None = None,
+    cells: int = 1,
+    fits: Fits | None = None,
+    folder: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> State:
+    """Regularised evolution until `budget` candidates are scored.
+
+    Args:
+      space: of each cell.
+      score: rows -> float64 [n], higher is better.
+      budget: candidates to score.
+      key: a typed key; with the same key, `random_search` begins with the same candidates.
+      config: settings; None is the defaults.
+      cells: 1, or 2 for pairs.
+      fits: rows -> bool [n]; a candidate that does not fit is ruled out before it is scored.
+      folder: where every generation is kept; the same call goes on from there after a kill, to the result
+        that it would have had. None keeps nothing. Its parent folder must exist.
+      settings: what `score` and `fits` depend on, in JSON types; a folder of other settings is refused.
+      progress: called after every generation.
+
+    Returns:
+      The history. It is shorter than `budget` only where no candidate that fits was left to be found.
+
+    Raises:
+      ValueError: naming the argument; if nothing fits; if the folder holds another search.
+    """
+    config = config or Evolution()
+
+    def propose(state: State, n: int) -> Rows:
+        return ask(key, state, space, config, n, fits)
+
+    asked = {"strategy": "evolution", **dataclasses.asdict(config)}
+    return _drive(propose, begin(space, cells), space, score, budget, config.children, key, asked, folder, settings,
+                  progress)  # fmt: skip
+
+
+def random_search(
+    space: CellSpace,
+    score: ScoreRows,
+    *,
+    budget: int,
+    key: jax.Array,
+    children: int = 16,
+    retries: int = 128,
+    cells: int = 1,
+    fits: Fits | None = None,
+    folder: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> State:
+    """Scores `budget` distinct cells of the reference's sampler (`CellSpace.sample`), under the rules of `evolve`.
+
+    Args:
+      space: as in `evolve`.
+      score: as in `evolve`.
+      budget: as in `evolve`.
+      key: as in `evolve`.
+      children: candidates scored together.
+      retries: attempts at each of them are twice as many.
+      cells: as in `evolve`.
+      fits: as in `evolve`.
+      folder: as in `evolve`.
+      settings: as in `evolve`.
+      progress: as in `evolve`.
+
+    Returns:
+      The history, as `evolve`'s.
+
+    Raises:
+      ValueError: as `evolve`.
+    """
+    _at_least_one("children", children)
+    _at_least_one("retries", retries)
+
+    def propose(state: State, n: int) -> Rows:
+        def attempts(child: jax.Array) -> Iterator[Rows]:
+            for attempt in range(2 * retries):
+                yield _drawn(jax.random.fold_in(child, attempt), space, cells)
+
+        return _distinct(key, state, attempts, n, fits)
+
+    asked = {"strategy": "random", "children": children, "retries": retries}
+    return _drive(propose, begin(space, cells), space, score, budget, children, key, asked, folder, settings, progress)
+
+
+def _drive(
+    propose: Callable[[State, int], Rows],
+    state: State,
+    space: CellSpace,
+    score: ScoreRows,
+    budget: int,
+    children: int,
+    key: jax.Array,
+    asked: dict[str, Any],
+    folder: str | Path | None,
+    settings: dict[str, Any] | None,
+    progress: Callable[[Progress], None] | None,
+) -> State:
+    """Asks, scores and tells until the budget is spent; generations in the folder are told, not scored."""
+    _at_least_one("budget", budget)
+    store = None
+    if folder is not None:
+        words = np.asarray(jax.random.key_data(key)).ravel().tolist()
+        of_space = dataclasses.asdict(space) | {"cells": state.rows.ndim - 1}
+        store = ChunkStore(folder, {**asked, "space": of_space, "budget": budget, "key": words, "settings": settings})
+    there = store.done() if store else set()
+    began, scored = time.perf_counter(), 0
+    while (left := budget - len(state.scores)) > 0:
+        index = state.generation
+        if store and index in there:
+            part = store.load(index)
+            rows, scores = part["rows"], part["scores"]
+        else:
+            rows = propose(state, min(children, left))
+            if not len(rows):
+                break
+            scores = np.asarray(score(rows), np.float64)
+            if scores.shape != (len(rows),):
+                raise ValueError(f"score gave shape {scores.shape} for {len(rows)} rows; want one score a row")
+            if store:
+                store.save(index, rows=rows, scores=scores)
+            scored += len(rows)
+        state = tell(state, rows, scores)
+        if progress:
+            done = len(state.scores)
+            progress(Progress(done, budget, time.perf_counter() - began, scored, float(best_so_far(state.scores)[-1])))
+    return state
+
+
+def _distinct(
+    key: jax.Array, state: State, attempts: Callable[[jax.Array], Iterator[Rows]], n: int, fits: Fits | None
+) -> Rows:
+    """For each of n children the first attempt that fits, is not in the history, and is not an earlier child's."""
+    taken = {row.tobytes() for row in state.rows}
+    generation = jax.random.fold_in(key, state.generation)
+    found, tried = [], 0
+    for child in range(n):
+        for row in attempts(jax.random.fold_in(generation, child)):
+            tried += 1
+            if row.tobytes() in taken:
+                continue
+            if fits is None or _fits_one(fits, row):
+                taken.add(row.tobytes())
+                found.append(row)
+                break
+    if not found and not len(state.scores):
+        raise ValueError(f"fits: none of {tried} candidates drawn fits; want a larger memory budget, or more retries")
+    return np.stack(found) if found else state.rows[:0]
+
+
+def _fits_one(fits: Fits, row: Rows) -> bool:
+    answer = np.asarray(fits(row[None]))
+    if answer.shape != (1,) or answer.dtype != np.bool_:
+        raise ValueError(f"fits gave shape {answer.shape} and dtype {answer.dtype} for 1 row; want bool [1]")
+    return bool(answer[0])
+
+
+def _drawn(key: jax.Array, space: CellSpace, cells: int) -> Rows:
+    """One candidate of the sampler, [E] or [2, E]."""
+    rows = space.sample(key, cells)
+    return rows[0] if cells == 1 else rows
+
+
+def _mutated(key: jax.Array, space: CellSpace, row: Rows) -> Rows:
+    """One edge changed; of a pair, in one of its cells."""
+    if row.ndim == 1:
+        return space.mutate(key, row)
+    which, change = jax.random.split(key)
+    cell = int(jax.random.randint(which, (), 0, 2))
+    child = row.copy()
+    child[cell] = space.mutate(change, row[cell])
+    return child
+
+
+def _at_least_one(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")

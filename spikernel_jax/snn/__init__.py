@@ -1,0 +1,1 @@
+"""Spiking neurons, the network of a cell, what it costs."""

@@ -1,0 +1,183 @@
+"""Parameters, memory and energy of a genotype in closed form; no arrays of weights are made.
+
+Memory of a model on a device, all at the same width of `bits`::
+
+    weights   every parameter: convolutions, linear layers, batch norms' scale and bias, what LIF layers learn
+    state     one membrane potential a neuron of every LIF layer (edges that leave one node share a LIF),
+              the stem's current, which every time step reads again, and a feedback cell's three feedbacks
+    live      the largest of
+              cell 1      the node values alive at its worst moment; node 0 of a forward cell does not
+                          count, being the stem's current, which state holds, but node 0 of a feedback
+                          cell does: it is the stem's current plus feedback, a new array
+              transition  its input spikes, H·W·C, and its output after pooling, (H//2)·(W//2)·2C; the
+                          convolution is pooled as it is made
+              cell 2      the node values alive at its worst moment
+
+H, W and C are the sides and channels of cell 1. A node value is alive while it is summed up, and from then
+on until the last node, or feedback, that reads it.
+
+Energy, after the field's 45 nm, 32-bit figures (Horowitz, ISSCC 2014): 4.6 pJ a multiply-accumulate (the
+stem, whose input is an image, computed once) and 0.9 pJ a synaptic operation. Synaptic operations are
+counted as spikes times fan-out (k·k·C_out for a convolution, less what falls on padding). Not counted: batch norm,
+sums, skips and average pooling, whether these hand on currents or spikes.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spikernel_jax.snn.spec import CELLS, Layer, NetworkSpec
+
+PJ_PER_MAC = 4.6
+PJ_PER_SYNOP = 0.9
+
+
+class Cost(NamedTuple):
+    """What genotypes cost; every field int64 [n]."""
+
+    parameters: NDArray[np.int64]
+    state: NDArray[np.int64]  # values kept between time steps
+    live: NDArray[np.int64]  # largest number of activation values alive at once
+    memory_bytes: NDArray[np.int64]
+    conv_edges: NDArray[np.int64]  # over both cells
+
+
+def genotype_pairs(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.int64]:
+    """Genotypes [n, E] or [n, 2, E] as [n, 2, E]; ValueError on another shape or rows that are no cells."""
+    rows, edges = np.asarray(genotypes), len(spec.space.edges)
+    if rows.ndim not in (2, 3) or rows.shape[1:] not in ((edges,), (2, edges)):
+        raise ValueError(f"genotypes have shape {rows.shape}; want [n, {edges}] or [n, 2, {edges}]")
+    spec.space.validate(rows.reshape(-1, edges))
+    rows = rows.astype(np.int64)
+    return np.stack([rows, rows], 1) if rows.ndim == 2 else rows
+
+
+def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
+    """Cost of each genotype.
+
+    Args:
+      spec: the network.
+      genotypes: codes [n, E], or [n, 2, E] for two cells of their own.
+      bits: width of weights, membranes and activations, 1 to 64.
+
+    Returns:
+      The costs.
+
+    Raises:
+      ValueError: on a wrong shape or width, or rows that are no cells of the space.
+    """
+    if not (isinstance(bits, int | np.integer) and 1 <= bits <= 64):
+        raise ValueError(f"bits={bits!r} must be a whole number from 1 to 64")
+    space, rows = spec.space, genotype_pairs(spec, genotypes)
+    n = len(rows)
+    parameters = np.full(n, sum(_size(layer) for layer in spec.fixed_layers().values()), np.int64)
+    sizes = [h * w * spec.cell_channels(cell) for cell in range(2) for h, w in [spec.cell_size(cell)]]
+    state = np.full(n, sizes[0], np.int64)  # the stem's current
+    if spec.head == "snasnet":
+        state += spec.head_hidden
+    sites = np.full(n, 2 + (spec.head == "snasnet"), np.int64)  # LIF layers: transition and last, a head's
+    live = np.full(n, sum(sizes), np.int64)  # the transition, whose pooled output is cell 2's input
+    convs = np.zeros(n, np.int64)
+    sources, targets = np.array(space.edges).T
+    for cell in range(2):
+        codes_NE = rows[:, cell]
+        c, size = spec.cell_channels(cell), sizes[cell]
+        conv_NE = spec.is_conv(codes_NE)
+        convs += conv_NE.sum(1)
+        weights = np.zeros(space.num_ops, np.int64)
+        for k in space.kernel_sizes:
+            weights[space.conv_code(k)] = _size(Layer(k, c, c, norm=True, bias=False))
+        parameters += weights[codes_NE].sum(1)
+        read_NE = spec.reads_spikes(codes_NE)
+        fires_N4 = np.stack([read_NE[:, sources == node].any(1) for node in range(4)], 1)
+        sites += fires_N4.sum(1)
+        state += size * (fires_N4.sum(1) + 1 + 3 * space.feedback)  # the LIF after the cell is the 1
+        used_NE = codes_NE != 0
+        first = 0 if cell or space.feedback else 1  # a forward cell 1's node 0 is the stem's current
+        for node in range(1, 4):  # while a node is summed up, all earlier ones that are still to be read
+            alive = np.ones(n, np.int64)
+            for earlier in range(first, node):  # feedback is read last of all, after node 3
+                later = (targets >= node) | (targets < earlier)
+                alive += used_NE[:, (sources == earlier) & later].any(1)
+            live = np.maximum(live, size * alive)
+    parameters += len(spec.neuron.learned) * sites
+    memory = -(-(parameters + state + live) * bits // 8)
+    return Cost(parameters, state, live, memory, convs)
+
+
+def _size(layer: Layer) -> int:
+    weights = layer.kernel**2 * layer.c_in * layer.c_out
+    return weights + (2 * layer.c_out if layer.norm else layer.c_out * layer.bias)
+
+
+def _taps(size: tuple[int, int], k: int, stride: int = 1) -> NDArray[np.int64]:
+    """How many pixels each output of a SAME convolution reads, [H, W] of the outputs; padding is not read.
+
+    With stride 1 also how many outputs each pixel reaches.
+    """
+    pad = (k - 1) // 2
+
+    def along(n: int) -> NDArray[np.int64]:
+        at = np.arange(0, n, stride)
+        return np.minimum(at, pad) + 1 + np.minimum(n - 1 - at, pad)
+
+    return np.outer(*map(along, size))
+
+
+def fan_out(spec: NetworkSpec, genotype: ArrayLike) -> dict[str, NDArray[np.int64]]:
+    """Connections that one spike of each LIF site drives, by the place of its neuron.
+
+    Args:
+      spec: the network.
+      genotype: one, [E] or [2, E].
+
+    Returns:
+      int64 [H, W] by site, all channels alike; [1, 1] for the head's. Near a border taps of a kernel fall on padding,
+      and are none. 0 of shortcuts alone.
+    """
+    space = spec.space
+    result: dict[str, NDArray[np.int64]] = {}
+    for index, (cell, codes) in enumerate(zip(CELLS, spec.codes(np.asarray(genotype)), strict=True)):
+        size = spec.cell_size(index)
+        for (source, _), code in zip(space.edges, codes, strict=True):
+            if spec.reads_spikes(code):
+                site, k = f"{cell}.node{source}", space.kernel_size(code)
+                reached = _taps(size, k) * spec.cell_channels(index) if k else np.zeros(size, np.int64)
+                result[site] = result.get(site, 0) + reached
+    result["transition"] = _taps(spec.cell_size(0), 3) * spec.cell_channels(1)
+    last = np.full(spec.cell_size(1), spec.head_hidden if spec.head == "snasnet" else spec.outputs)
+    if spec.head == "snasnet":
+        h, w = (side * spec.head_pool for side in spec.pooled_size)
+        last[h:], last[:, w:] = 0, 0  # what pooling leaves over
+        result["head"] = np.full((1, 1), spec.outputs)
+    result["last"] = last
+    return result
+
+
+def synaptic_operations(spec: NetworkSpec, genotype: ArrayLike, spikes: Mapping[str, ArrayLike]) -> float:
+    """Synaptic operations of one image.
+
+    Args:
+      spec: the network.
+      genotype: [E] or [2, E].
+      spikes: mean number of spikes of one image over all T steps and channels, by LIF site: [H, W], or one number that
+        is spread evenly over the places.
+
+    Returns:
+      Sum over sites and places of spikes times fan-out.
+    """
+    fans = fan_out(spec, genotype)
+    places = {site: np.asarray(count, np.float64) for site, count in spikes.items()}
+    return float(sum((n * fans[s]).sum() if n.ndim else n * fans[s].mean() for s, n in places.items()))
+
+
+def stem_macs(spec: NetworkSpec) -> int:
+    """Multiply-accumulates of the stem, which is computed once an image; padding is not multiplied."""
+    return int(_taps(spec.image_shape[:2], 3, spec.stem_stride).sum()) * spec.image_shape[2] * spec.channels
+
+
+def energy_nj(spec: NetworkSpec, synops: float) -> float:
+    """Energy of one image in nJ, by the 45 nm figures."""
+    return (PJ_PER_MAC * stem_macs(spec) + PJ_PER_SYNOP * synops) / 1000

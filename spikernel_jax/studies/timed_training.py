@@ -1,0 +1,390 @@
+"""One cell, trained as accurately as a given time allows: the plan that ends in time, training, test, report.
+
+The number of epochs decides the learning-rate schedule, so it must be known before the first step. A few steps of a
+throwaway training tell what a step, an evaluation, a checkpoint and compilation take here; the plan that follows from
+them is written down before training, and used again by a start that goes on.
+
+Validation accuracy is the curve; the test split is touched once, after the last epoch.
+"""
+
+import dataclasses
+import itertools
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+from spikernel_jax.data import Dataset, Split, load_dataset
+from spikernel_jax.io import files
+from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.pipeline.jobs import check_seed
+from spikernel_jax.pipeline.timed_presets import Timed, parameter_count
+from spikernel_jax.report import figures, pages
+from spikernel_jax.snn.model import Model
+from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training.checkpoint import save_model
+from spikernel_jax.training.loop import evaluate, train
+
+FINISH_SECONDS = 6.0  # figure, export and page after the last epoch
+MARGIN = 0.05  # of the time left, kept back: steps are timed for seconds and run for minutes
+_MODEL = "checkpoint"
+_PLAN, _TEST, _TRAINING = "plan.json", "test.json", "training"
+_STEPS, _ROUNDS, _EVALUATED = 8, 4, 1024  # steps a round, rounds and images that are timed; the first round compiles
+
+
+class Costs(NamedTuple):
+    """Seconds that the parts of a training take on this machine."""
+
+    start: float  # before the first step: data to the device, compilation
+    step: float
+    image: float  # evaluated
+    save: float  # one checkpoint
+
+    def epoch(self, steps: int, validation: int) -> float:
+        """An epoch of so many steps, its evaluation on so many images, and its checkpoint."""
+        return steps * self.step + validation * self.image + self.save
+
+    def ends(self, test: int) -> float:
+        """What comes before the first epoch and after the last, with a test on so many images."""
+        return self.start + test * self.image + self.save + FINISH_SECONDS
+
+
+def epochs_that_fit(costs: Costs, seconds: float, steps: int, validation: int, test: int) -> int:
+    """Whole epochs that fit into a time, with all that goes before, after and with them.
+
+    Args:
+      costs: of the parts.
+      seconds: left; `MARGIN` of them is kept back.
+      steps: of an epoch.
+      validation: images evaluated after each epoch.
+      test: images evaluated at the end.
+
+    Returns:
+      Epochs; 0 where not even one fits.
+    """
+    left = (1 - MARGIN) * seconds - costs.ends(test)
+    return max(0, math.floor(left / costs.epoch(steps, validation)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is to be trained: settings, checked, and images.
+
+    Attributes:
+      preset_name: of the preset that `preset` came from.
+      preset: settings.
+      data: images.
+      spec: the network.
+      genotype: its cell, [E].
+      seed: of everything random.
+      say: prints a line of progress.
+    """
+
+    preset_name: str
+    preset: Timed
+    data: Dataset
+    spec: NetworkSpec
+    genotype: np.ndarray
+    seed: int
+    say: Callable[[str], None]
+
+    @property
+    def validation_name(self) -> str:
+        """What the accuracy on the validation images is to be called."""
+        return "validation (trained on)" if self.preset.all_images else "validation"
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.data.train.labels) // self.preset.training.batch_size
+
+    def config(self) -> dict[str, Any]:
+        """What the run's folder is known by."""
+        return {
+            "data": self.data.name,
+            "preset": self.preset_name,
+            "seed": self.seed,
+            "settings": dataclasses.asdict(self.preset),
+            "images": {split: len(getattr(self.data, split).labels) for split in ("train", "validation", "test")},
+        }
+
+
+def open_task(
+    data: str,
+    preset_name: str,
+    preset: Timed,
+    *,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Task:
+    """Checks all settings and loads the images; nothing is written.
+
+    Raises:
+      ValueError: one line on the first thing that is wrong.
+    """
+    spec, genotype = preset.network(data)
+    limits = {name: getattr(preset, name) for name in ("limit_train", "limit_validation", "limit_test")}
+    images = load_dataset(data, data_dir, **limits, clip=True)
+    if preset.all_images:
+        parts = (images.train, images.validation)
+        joined = Split(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels")))
+        images = dataclasses.replace(images, train=joined, source=f"{images.source}; trained on validation images too")
+    if preset.training.batch_size > (available := len(images.train.labels)):
+        raise ValueError(
+            f"batch_size={preset.training.batch_size} is larger than the data: {available} training images"
+        )
+    return Task(preset_name, preset, images, spec, genotype, check_seed(seed), say)
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started."""
+    return time.time() - psutil.Process().create_time()
+
+
+def measure(task: Task, folder: Path) -> Costs:
+    """Times the parts of a training on a throwaway one of `_STEPS`·`_ROUNDS` steps, whose weights nobody sees.
+
+    Args:
+      task: what will be trained.
+      folder: for its checkpoints, on the file system of the run; must not exist.
+
+    Returns:
+      The costs. The real training differs by its number of images and steps, so it is compiled anew: `start` is
+      the whole of what this one took beyond its steps.
+    """
+    config = task.preset.training
+    steps = min(_STEPS, task.steps)
+    cut = dataclasses.replace(
+        task.data,
+        train=_first(task.data.train, steps * config.batch_size),
+        validation=_first(task.data.validation, _EVALUATED),
+    )
+    images = len(cut.validation.labels)
+    marks: list[tuple[float, float]] = []  # (when an epoch had been trained and validated, seconds of its steps)
+    begun = time.perf_counter()
+    model = train(
+        task.spec,
+        task.genotype,
+        cut,
+        # At a rate at which nothing diverges that would not have with the schedule's rise.
+        dataclasses.replace(config, epochs=_ROUNDS, learning_rate=config.learning_rate / 1000),
+        seed=task.seed,
+        folder=folder,
+        progress=lambda record: marks.append((time.perf_counter(), float(record["seconds"]))),
+    )
+    evaluating = time.perf_counter()
+    evaluate(model, cut.validation)
+    validation = time.perf_counter() - evaluating
+    rounds = list(itertools.pairwise(marks))  # between two marks: a save, the steps, a validation
+    step = statistics.median(seconds for _, (_, seconds) in rounds) / steps
+    save = statistics.median(then - before - seconds for (before, _), (then, seconds) in rounds) - validation
+    start = marks[0][0] - begun - steps * step - validation
+    return Costs(max(start, 0.0), step, validation / images, max(save, 0.0))
+
+
+def _first(split: Split, n: int) -> Split:
+    return Split(split.images[:n], split.labels[:n])
+
+
+def make_plan(task: Task, beside: Path) -> dict[str, Any]:
+    """Chooses the number of epochs.
+
+    Args:
+      task: what will be trained.
+      beside: the run's folder, to be; a throwaway folder stands beside it, or beside the lowest parent there is.
+
+    Returns:
+      `epochs`, and where time is limited `minutes`, `costs` (of `measure`), `seconds_gone` when they were known, and
+      `epoch_seconds`.
+
+    Raises:
+      ValueError: one line, where not even one epoch fits.
+    """
+    preset, counts = task.preset, task.config()["images"]
+    if preset.minutes is None:
+        return {"epochs": preset.training.epochs}
+    task.say("timing a few steps to plan the schedule")
+    parent = next(path for path in beside.absolute().parents if path.exists())
+    scratch = parent / f".{beside.name}.timing.tmp"
+    scratch.mkdir(exist_ok=True)
+    with files.lock(scratch, f"another process is planning this run: {beside}"):
+        shutil.rmtree(scratch / _TRAINING, ignore_errors=True)  # of a killed process
+        try:
+            costs = measure(task, scratch / _TRAINING)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    gone = process_seconds()
+    seconds = 60 * preset.minutes - gone
+    fit = epochs_that_fit(costs, seconds, task.steps, counts["validation"], counts["test"])
+    epoch = costs.epoch(task.steps, counts["validation"])
+    if not fit:
+        least = (gone + (costs.ends(counts["test"]) + epoch) / (1 - MARGIN)) / 60
+        raise ValueError(
+            f"--minutes {preset.minutes:g}: not one epoch of {epoch:.1f} s fits; give at least {least + 0.05:.1f}"
+        )
+    return {
+        "epochs": min(fit, preset.training.epochs),
+        "minutes": preset.minutes,
+        "costs": {name: round(value, 6) for name, value in costs._asdict().items()},
+        "seconds_gone": round(gone, 3),
+        "epoch_seconds": round(epoch, 3),
+    }
+
+
+def train_in_time(task: Task, out: str | Path) -> dict[str, Any]:
+    """Plans, trains, tests and exports, or goes on where an earlier start stopped.
+
+    Leaves ``plan.json`` (before training), ``training/`` (checkpoints, ``metrics.jsonl``), ``test.json``,
+    ``checkpoint`` (for `load_model`), ``figures/accuracy.png``, ``summary.json`` and ``pages.md``.
+
+    Args:
+      task: of `open_task`.
+      out: the run's folder.
+
+    Returns:
+      The summary: `parameters`, `epochs`, `validation_accuracy` (after the last epoch), `test_accuracy` (0 to 1),
+      `minutes_planned`, `minutes_taken` (of the first start; None where the run was resumed), `training_minutes`,
+      `compilation_minutes`.
+
+    Raises:
+      ValueError: one line, if the folder is another run's or no epoch fits; nothing has been trained then.
+      StoppedError: a signal asked to stop; the same command goes on.
+    """
+    out, plan = Path(out), None
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        plan = make_plan(task, out)  # before the folder is made: a time that is too short leaves nothing behind
+    run = RunFolder.create(out, task.config())
+    with run.lock():
+        task.say(f"run folder: {run.path}")
+        if (run.path / _PLAN).exists():
+            plan = _read_plan(run)
+            task.say(f"resumed: {plan['epochs']} epochs as planned at the first start" + (
+                f"; its limit of {plan['minutes']:g} minutes was planned for that start alone" if "minutes" in plan
+                else ""))  # fmt: skip
+        else:
+            plan = plan or make_plan(task, out)
+            run.write_json(_PLAN, plan)
+        model = _train(task, run, plan)
+        test = _test(task, run, model)
+        model = dataclasses.replace(model, metrics=model.metrics | {"test_accuracy": test, "source": task.data.source})
+        save_model(run.path / _MODEL, model)
+        return _conclude(task, run, plan, model)
+
+
+def _read_plan(run: RunFolder) -> dict[str, Any]:
+    plan = run.read_json(_PLAN)
+    if not (isinstance(plan, dict) and isinstance(epochs := plan.get("epochs"), int) and epochs >= 1):
+        raise ValueError(f"{run.path / _PLAN} names no epochs: remove {run.path} to train again")
+    return plan
+
+
+def _train(task: Task, run: RunFolder, plan: dict[str, Any]) -> Model:
+    config = dataclasses.replace(task.preset.training, epochs=plan["epochs"])
+    parameters = parameter_count(task.spec, task.genotype)
+    about = f" of about {plan['epoch_seconds']:.1f} s" if "epoch_seconds" in plan else ""
+    task.say(f"{task.preset.cell!r}, C = {task.spec.channels}, T = {task.spec.time_steps}: {parameters:,} parameters, "
+             f"{config.epochs} epochs{about}")  # fmt: skip
+    marks = [time.perf_counter()]
+
+    def line(record: dict[str, Any]) -> None:
+        marks.append(time.perf_counter())
+        taken = np.diff(marks)
+        # The first epoch compiles.
+        each = np.median(taken[1:]) if len(taken) > 1 else plan.get("epoch_seconds", taken[0])
+        left = float(each) * (config.epochs - record["epoch"])
+        task.say(
+            f"  epoch {record['epoch']}/{config.epochs}  loss {record['train_loss']:.3f}  "
+            f"train {100 * record['train_accuracy']:.1f} %  "
+            f"{task.validation_name} {100 * record['validation_accuracy']:.2f} %  "
+            f"{record['seconds']:.1f} s  {_duration(left)} left"
+        )
+
+    folder = run.path / _TRAINING
+    folder.mkdir(exist_ok=True)
+    return train(
+        task.spec, task.genotype, task.data, config, seed=task.seed, folder=folder, progress=line, say=task.say
+    )
+
+
+def _test(task: Task, run: RunFolder, model: Model) -> float:
+    """Test accuracy; asked for once, and then kept in the run's folder."""
+    if not (run.path / _TEST).exists():
+        run.write_json(_TEST, {"test_accuracy": evaluate(model, task.data.test)})
+    return float(run.read_json(_TEST)["test_accuracy"])
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+def _conclude(task: Task, run: RunFolder, plan: dict[str, Any], model: Model) -> dict[str, Any]:
+    """Figure, summary and page."""
+    records = files.read_jsonl(run.path / _TRAINING / "metrics.jsonl")
+    seconds = [float(record["seconds"]) for record in records]
+    compilation = plan.get("costs", {}).get("start", 0.0)
+    if len(seconds) > 1:
+        compilation += max(0.0, seconds[0] - statistics.median(seconds[1:]))
+    path = run.path / "summary.json"
+    there = run.read_json("summary.json") if path.exists() else {}
+    resumed = len(run.read_json("config.json").get("resumed", ()))
+    title = f"{task.data.name}, {task.preset_name}, seed {task.seed}, {len(task.data.train.labels):,} training images"
+    if task.preset.all_images:
+        title += ", those of validation too"
+    figures.training_figure({task.preset.cell: records}, run.folder("figures") / "accuracy.png", title)
+    summary = {
+        "parameters": parameter_count(task.spec, task.genotype),
+        "epochs": plan["epochs"],
+        "validation_accuracy": float(model.metrics["validation_accuracy"]),
+        "test_accuracy": float(model.metrics["test_accuracy"]),
+        "minutes_planned": plan.get("minutes"),
+        "training_minutes": round(sum(seconds) / 60, 3),
+        "compilation_minutes": round(compilation / 60, 3),
+        # A finished run that is started again took as long as it took.
+        "minutes_taken": there.get("minutes_taken") if resumed else round(process_seconds() / 60, 3),
+    }
+    run.update_summary(**summary)
+    pages.write_report(run, _sections(task, run, plan, summary))
+    return summary
+
+
+def _sections(task: Task, run: RunFolder, plan: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
+    preset, counts = task.preset, task.config()["images"]
+    command = " ".join(run.read_json("config.json")["environment"]["command"])
+    recipe = dataclasses.asdict(preset.training) | {"epochs": plan["epochs"]}
+    planned, taken = summary["minutes_planned"], summary["minutes_taken"]
+    about = (
+        f"`{command}`\n\n{task.data.source}\n\nCell `{preset.cell}`, C = {preset.channels}, T = {preset.time_steps}, "
+        f"stem stride {preset.stem_stride}, head {preset.head}, dropout {preset.dropout:g}, norm {preset.norm}: "
+        f"**{summary['parameters']:,} parameters**. Seed {task.seed}, n = 1 training.\n\n"
+        "Recipe: " + ", ".join(f"{name} {value}" for name, value in recipe.items()) + "."
+    )
+    validation = _per_cent(summary["validation_accuracy"], counts["validation"])
+    accuracy = (
+        f"- {task.validation_name}, after the last epoch: {validation}\n"
+        f"- test, touched once, after training: {_per_cent(summary['test_accuracy'], counts['test'])}\n\n"
+        f'`load_model("{run.path / _MODEL}")` gives the model back.\n\n![validation accuracy](figures/accuracy.png)'
+    )
+    minutes = (
+        (f"Planned: at most {planned:g} minutes from the start of the process to this page, for the first start alone, "
+         f"which gave {plan['epochs']} epochs (`{_PLAN}`). " if planned else "No limit was set. ")
+        + (f"Taken: {taken:.2f} minutes. " if taken is not None
+           else "The run was resumed, so no single start took it all. ")
+        + ("**Longer than planned**: steps became slower than when they were timed. "
+           if planned and (taken or 0) > planned else "")
+        + f"Steps alone: {summary['training_minutes']:.2f} minutes; starting and compiling, before and in the first "
+        f"epoch: about {summary['compilation_minutes']:.2f}."
+    )  # fmt: skip
+    return [("Run", about), ("Accuracy", accuracy), ("Time", minutes)]
+
+
+def _per_cent(accuracy: float, n: int) -> str:
+    """An accuracy in per cent with its binomial standard error."""
+    error = 100 * math.sqrt(accuracy * (1 - accuracy) / n)
+    return f"**{100 * accuracy:.2f} %** of {n:,} images (standard error {error:.2f})"

@@ -1,0 +1,366 @@
+"""Training of one network, resumable to the bit."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
+from spikernel_jax.io import files
+from spikernel_jax.io.stopping import StopRequest, stop_signals
+from spikernel_jax.snn import network
+from spikernel_jax.snn.model import Model, eval_logits, hashable
+from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
+from spikernel_jax.training import parallel, recipe
+from spikernel_jax.training.checkpoint import training_checkpoints
+from spikernel_jax.training.recipe import TrainConfig
+
+Array = jax.Array
+
+
+_STEPS_A_CALL = 32  # at most; a second or less on an accelerator
+
+
+class TrainingDivergedError(ValueError):
+    """The loss or a weight is no longer finite."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes while training."""
+
+    params: network.Params
+    stats: network.Stats
+    optimiser: Any  # optax state
+    average: Any  # moving averages of (params, stats); () where the recipe has none
+    step: Array  # int32 scalar, steps done
+    loss_sum: Array  # float32 scalar, of the steps of this epoch
+    right: Array  # int32 scalar, images classified rightly in this epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """What a training step is compiled for; seeds are not in it, so they share one program."""
+
+    spec: NetworkSpec
+    genotype: tuple[Any, ...]
+    config: TrainConfig
+    total_steps: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    devices: jax.sharding.Mesh
+
+    def start(self, key: Array) -> TrainState:
+        """The state before the first step, on all devices."""
+        params, stats = network.init(key, self.spec, self.genotype)
+        average = jax.tree.map(jnp.copy, (params, stats)) if self.config.ema else ()  # states are donated
+        moments = recipe.optimiser(self.config, self.total_steps).init(params)
+        state = TrainState(params, stats, moments, average, jnp.int32(0), jnp.float32(0), jnp.int32(0))
+        return parallel.to_all(self.devices, state)
+
+
+@functools.partial(jax.jit, static_argnames=("plan",), donate_argnames=("state",))
+def _train_steps(
+    plan: _Recipe, state: TrainState, key: Array, images: Array, labels: Array, chosen_SB: Array
+) -> tuple[TrainState, Array]:
+    """Some steps; returns the new state and the mean losses, [S]."""
+    return jax.lax.scan(lambda state, chosen_B: _step(plan, state, key, images, labels, chosen_B), state, chosen_SB)
+
+
+def _step(
+    plan: _Recipe, state: TrainState, key: Array, images: Array, labels: Array, chosen_B: Array
+) -> tuple[TrainState, Array]:
+    config = plan.config
+    drawn, mask = jax.random.split(jax.random.fold_in(key, state.step))
+    y = labels[chosen_B]
+    x, targets_BK = recipe.inputs(config, drawn, images[chosen_B], y, plan.spec.num_classes, plan.mean, plan.std)
+    keep = network.dropout_mask(mask, plan.spec, len(chosen_B))
+    differentiated = parallel.shared(plan.devices, functools.partial(_differentiated, plan), whole=2, out=False)
+    value, stats, right, grads = differentiated(state.params, state.stats, x, y, targets_BK, keep)
+    updates, moments = recipe.optimiser(config, plan.total_steps).update(grads, state.optimiser, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    average = recipe.averaged(config, state.average, (params, stats), state.step) if config.ema else ()
+    new = TrainState(params, stats, moments, average, state.step + 1, state.loss_sum + value, state.right + right)
+    return new, value
+
+
+def _differentiated(
+    plan: _Recipe, params: network.Params, stats: network.Stats, x: Array, y: Array, targets_BK: Array, keep: Any
+) -> tuple[Array, network.Stats, Array, network.Params]:
+    """Mean loss, running statistics, images classified rightly and gradients, of the batch, from a device's part."""
+    spike_dtype = jnp.bfloat16 if plan.config.precision == "bfloat16" else None
+
+    def loss(params: network.Params) -> Any:
+        out = network.apply(
+            plan.spec,
+            plan.genotype,
+            params,
+            x,
+            stats=stats,
+            train=True,
+            dropout_keep=keep,
+            spike_dtype=spike_dtype,
+            axis_name=parallel.BATCH,
+        )
+        right = (out.logits_BK.argmax(-1) == y).sum(dtype=jnp.int32)
+        return recipe.loss(plan.config, out.logits_TBK, targets_BK), (out.stats, right)
+
+    (value, (stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    value, grads = jax.lax.pmean((value, grads), parallel.BATCH)
+    return value, stats, jax.lax.psum(right, parallel.BATCH), grads
+
+
+@functools.partial(jax.jit, static_argnames=("devices", "spec", "genotype"))
+def _right(
+    devices: jax.sharding.Mesh, spec: NetworkSpec, genotype: Any, arrays: Any, x: Array, labels_B: Array
+) -> Array:
+    """How many images are classified rightly; a label of -1 never is."""
+
+    def of_part(arrays: Any, x: Array, labels_B: Array) -> Array:
+        right_B = eval_logits(spec, genotype, *arrays, x).argmax(-1) == labels_B
+        return jax.lax.psum(right_B.sum(), parallel.BATCH)
+
+    return parallel.shared(devices, of_part, whole=1, out=False)(arrays, x, labels_B)
+
+
+def evaluate(model: Model, split: Split, batch_size: int = 256) -> float:
+    """Accuracy (0 to 1) of a model on a split, by running statistics."""
+    count = jax.device_count()
+    size = -(-min(batch_size, len(split.labels)) // count) * count
+    devices = parallel.devices_for(size)
+    arrays = parallel.to_all(devices, (model.params, model.stats))
+    right = 0
+    for images, labels in _batches(split, size):
+        padded = np.pad(labels, (0, size - len(labels)), constant_values=-1)
+        x = normalise(images, model.mean, model.std)
+        right += int(_right(devices, model.spec, model.genotype, arrays, *parallel.to_all(devices, (x, padded))))
+    return right / len(split.labels)
+
+
+def _batches(split: Split, size: int) -> Any:
+    """(uint8 images, labels) batch by batch; the last images are padded, so that one program serves all."""
+    for start in range(0, len(split.labels), size):
+        images, labels = split.images[start : start + size], split.labels[start : start + size]
+        if len(labels) < size:
+            images = np.concatenate([images, np.repeat(images[:1], size - len(labels), 0)])
+        yield images, labels
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "genotype"))
+def _site_spikes(spec: NetworkSpec, genotype: Any, params: Any, stats: Any, images_BHWC: Array) -> Any:
+    out = network.apply(spec, genotype, params, images_BHWC, stats=stats, observe=lambda spikes: spikes.sum(-1))
+    over_time = {site: counts.sum(0) for site, counts in out.records.items()}  # [B, H, W], of the head's [B]
+    return {site: counts.reshape(len(images_BHWC), *(counts.shape[1:] or (1, 1))) for site, counts in over_time.items()}
+
+
+def measure_spikes(model: Model, split: Split, batch_size: int = 256) -> dict[str, np.ndarray]:
+    """Mean number of spikes of one image over all time steps and channels, [H, W] by LIF site, on a split."""
+    total: dict[str, np.ndarray] = {}
+    for images, labels in _batches(split, min(batch_size, len(split.labels))):
+        x = normalise(images, model.mean, model.std)
+        for site, counts_BHW in _site_spikes(model.spec, model.genotype, model.params, model.stats, x).items():
+            total[site] = total.get(site, 0.0) + np.asarray(counts_BHW, np.float64)[: len(labels)].sum(0)
+    return {site: value / len(split.labels) for site, value in total.items()}
+
+
+def _digest(split: Split) -> str:
+    """A fingerprint of a split's images and labels."""
+    digest = hashlib.sha256(np.ascontiguousarray(split.images).tobytes())
+    digest.update(np.ascontiguousarray(split.labels).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def train(
+    spec: NetworkSpec,
+    genotype: Any,
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Model:
+    """Trains a network; the test split is not touched.
+
+    With a folder, the state is saved after every epoch and the metrics appended to ``metrics.jsonl``
+    there; a run that was killed at any instant goes on from the last epoch and ends with the same weights
+    to the bit on the same devices, and on others up to rounding. SIGTERM and SIGINT save after the steps that run.
+
+    The batch is shared by all devices (`parallel.devices_for`). Several processes (`jax.distributed`) call this
+    alike, without a folder: orbax saves what one process holds only together with all others.
+
+    Args:
+      spec: the network.
+      genotype: a fixed cell of `spec.space`: codes [E] or [2, E].
+      data: images; the validation split is evaluated after every epoch.
+      config: the recipe.
+      seed: decides weights, order, augmentation and dropout.
+      folder: where to save; None saves nothing.
+      progress: called with each epoch's metrics.
+      say: prints a line where a damaged checkpoint is passed over.
+
+    Returns:
+      The model after the last epoch; ``metrics`` holds the last epoch's, and the settings.
+
+    Raises:
+      ValueError: where data and spec do not fit, the batch is larger than the data, the folder has no room or
+        holds another run or a damaged ``metrics.jsonl``, or several processes are given one.
+      TrainingDivergedError: at once when the loss is not finite, or at an epoch's end when a weight is not;
+        that epoch is not saved.
+      StoppedError: a signal asked to stop; all is saved.
+    """
+    codes = hashable(genotype)
+    spec.codes(codes)
+    _check_fit(spec, data, config)
+    if folder is not None and jax.process_count() > 1:
+        raise ValueError(f"folder={folder}: {jax.process_count()} processes train together without one; give None")
+    steps = len(data.train.labels) // config.batch_size
+    devices = parallel.devices_for(config.batch_size)
+    plan = _Recipe(spec, codes, config, config.epochs * steps, data.mean, data.std, devices)
+    root = jax.random.key(seed)
+    init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
+    state = plan.start(init_key)
+    settings = {
+        "spec": spec_to_json(spec),
+        "genotype": np.asarray(codes).tolist(),
+        "config": dataclasses.asdict(config),
+        "seed": seed,
+        "data": data.name,
+        "train_digest": _digest(data.train),
+    }
+    fingerprint = json.loads(json.dumps(settings))  # as JSON gives it back
+    work = _Work(plan, data, order_key, step_key)
+    if folder is None:
+        last = {}
+        for epoch in range(config.epochs):
+            state = work.epoch(state, epoch)
+            last = work.metrics(state, epoch)
+            if progress:
+                progress(last)
+        return work.model(state, last | settings)
+
+    log = Path(folder) / "metrics.jsonl"
+    with training_checkpoints(Path(folder) / "state", fingerprint) as checkpoints, stop_signals() as stop:
+        step, state = checkpoints.restore(parallel.to_one(state), say)
+        if step < plan.total_steps:
+            checkpoints.check_room(state)
+        state = parallel.to_all(devices, state)
+        files.truncate_jsonl(log, lambda record: _epoch_of(record, log) <= step // steps)
+        for epoch in range(step // steps, config.epochs):
+            try:
+                state = work.epoch(state, epoch, stop)
+            except TrainingDivergedError as error:
+                saved = f"step {checkpoints.last}" if checkpoints.last else "none"
+                raise TrainingDivergedError(f"{error}; last checkpoint: {saved} in {folder}") from None
+            if int(state.step) == (epoch + 1) * steps:
+                files.append_jsonl(log, record := work.metrics(state, epoch))
+                if progress:
+                    progress(record)
+            checkpoints.save(int(state.step), parallel.to_one(state))
+            stop.check()
+    records = files.read_jsonl(log) if log.exists() else []
+    if not records or _epoch_of(records[-1], log) != config.epochs:
+        raise ValueError(f"{log} has no metrics of the last epoch, {config.epochs}: remove {folder} to train again")
+    return work.model(state, records[-1] | settings)
+
+
+def _epoch_of(record: dict[str, Any], log: Path) -> int:
+    """The epoch of a line of metrics."""
+    if not isinstance(epoch := record.get("epoch"), int):
+        raise ValueError(f"{log} has a line without an epoch: remove {log.parent} to train again")
+    return epoch
+
+
+def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
+    if data.image_shape != spec.image_shape:
+        raise ValueError(f"image_shape={spec.image_shape} of the spec is not that of {data.name}: {data.image_shape}")
+    if data.num_classes != spec.num_classes:
+        raise ValueError(f"num_classes={spec.num_classes} of the spec is not that of {data.name}: {data.num_classes}")
+    if config.batch_size > len(data.train.labels):
+        raise ValueError(
+            f"batch_size={config.batch_size} is larger than the data: {len(data.train.labels)} training images"
+        )
+
+
+def _steps_a_call(steps: int) -> int:
+    """How many of an epoch's steps one call of the compiled program makes, all calls as many.
+
+    A step takes a CPU so long that calls cost nothing, and a signal need not wait for more of them.
+    """
+    most = 1 if jax.default_backend() == "cpu" else _STEPS_A_CALL
+    return next(number for number in range(min(most, steps), 0, -1) if steps % number == 0)
+
+
+class _Work:
+    """One training: its data on the devices, epoch by epoch."""
+
+    def __init__(self, plan: _Recipe, data: Dataset, order_key: Array, step_key: Array):
+        self._plan, self._data, self._order_key, self._step_key = plan, data, order_key, step_key
+        self._images, self._labels = parallel.to_all(plan.devices, (data.train.images, data.train.labels))
+        self._started = time.perf_counter()
+
+    def model(self, state: TrainState, metrics: dict[str, Any]) -> Model:
+        """What the state is worth: its moving average, where the recipe has one."""
+        plan = self._plan
+        params, stats = parallel.to_one(state.average or (state.params, state.stats))
+        return Model(plan.spec, plan.genotype, params, stats, plan.mean, plan.std, metrics)
+
+    def epoch(self, state: TrainState, epoch: int, stop: StopRequest | None = None) -> TrainState:
+        """The state after an epoch that may have begun already, or where it was told to stop."""
+        self._started = time.perf_counter()
+        plan, size = self._plan, self._plan.config.batch_size
+        order = np.asarray(epoch_batches(jax.random.fold_in(self._order_key, epoch), len(self._labels), size))
+        begun = int(state.step) - epoch * len(order)
+        if not begun:
+            zeros = parallel.to_all(plan.devices, (jnp.float32(0), jnp.int32(0)))
+            state = dataclasses.replace(state, loss_sum=zeros[0], right=zeros[1])
+        together = _steps_a_call(len(order))
+        losses: list[Array] = []
+        for first in range(begun, len(order), together):
+            chosen_SB = order[first : first + together]
+            state, values = _train_steps(plan, state, self._step_key, self._images, self._labels, chosen_SB)
+            losses.append(values)
+            if len(losses) > 1 and not np.isfinite(losses[-2]).all():  # a call late: the device never waits
+                break
+            if stop and stop.requested:
+                break
+        self._check_finite(state, epoch, np.concatenate(losses).tolist(), epoch * len(order) + begun)
+        return state
+
+    def _check_finite(self, state: TrainState, epoch: int, losses: list[float], first_step: int) -> None:
+        remedy = f"lower learning_rate={self._plan.config.learning_rate}, or check the images"
+        for index, value in enumerate(losses):
+            if not math.isfinite(value):
+                raise TrainingDivergedError(
+                    f"the loss is {value} at step {first_step + index} (epoch {epoch + 1}): {remedy}"
+                )
+        try:  # the last update comes after the last loss
+            chex.assert_tree_all_finite((state.params, state.stats))
+        except AssertionError:
+            raise TrainingDivergedError(f"weights are not finite after epoch {epoch + 1}: {remedy}") from None
+
+    def metrics(self, state: TrainState, epoch: int) -> dict[str, Any]:
+        """Of an epoch that has just ended; its seconds are those since this process began it."""
+        steps = int(state.step) // (epoch + 1)
+        seconds = time.perf_counter() - self._started
+        return {
+            "epoch": epoch + 1,
+            "train_loss": float(state.loss_sum) / steps,
+            "train_accuracy": int(state.right) / (steps * self._plan.config.batch_size),
+            "validation_accuracy": evaluate(self.model(state, {}), self._data.validation),
+            "seconds": round(seconds, 3),
+        }

@@ -1,0 +1,282 @@
+"""The whole job as a user runs it: one command, four commands, killed and run again."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from spikernel_jax import costs, evaluate, load_dataset, load_model
+from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.io.files import read_jsonl
+from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.snn.network import parameter_count
+
+pytestmark = pytest.mark.slow
+
+SMOKE = ("--preset", "smoke", "--recipe", "snasnet")  # which compiles in half the time
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+TABLES = ("impact", "search", "finalists", "baselines", "tradeoff")
+SETS = {"1": CellSpace((1,)), "3": CellSpace((3,))}  # of the preset
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """Runs a script in this process, as the shell would; gives back what it printed."""
+
+    def script(name: str, *options: str) -> str:
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            patch.setattr(sys, "argv", [f"{name}.py", *options])
+            runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+        return printed.getvalue()
+
+    return script
+
+
+@pytest.fixture(scope="module")
+def explored(run, tmp_path_factory) -> tuple[Path, str]:
+    """A finished run and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "explored"
+    return out, run("explore", *SMOKE, "--out", str(out))
+
+
+@pytest.fixture(scope="module")
+def environment(explored, with_devices) -> dict[str, str]:
+    """Of real processes: as many devices as this one had, so that results are the same to the bit."""
+    return with_devices(jax.device_count())
+
+
+def summary_of(out: Path) -> dict[str, Any]:
+    """summary.json but for the times and the folder's own name."""
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary.pop("seconds")) == {"impact", "search", "training", "baselines", "tradeoff"}
+    path = Path(summary["chosen"].pop("checkpoint"))
+    return summary | {"checkpoint": str((out / path).relative_to(out))}
+
+
+def tables_of(out: Path) -> dict[str, pl.DataFrame]:
+    return {name: pl.read_parquet(out / "tables" / f"{name}.parquet") for name in TABLES}
+
+
+def assert_same_results(a: Path, b: Path) -> None:
+    assert summary_of(a) == summary_of(b)
+    for name, table in tables_of(a).items():
+        assert table.equals(tables_of(b)[name]), name
+
+
+def test_the_folder_holds_what_users_rely_on(explored):
+    out, _ = explored
+    names = {path.name for path in out.iterdir()} - {".lock"}
+    assert names == {
+        "options.json",
+        "config.json",
+        "summary.json",
+        "report.md",
+        "tables",
+        "figures",
+        "finalists",
+        "trainings",
+        "scores",
+    }
+    assert {path.name for path in (out / "tables").iterdir()} == {f"{name}.parquet" for name in TABLES}
+    figures = list((out / "figures").iterdir())
+    assert {path.name for path in figures} == {f"{n}.png" for n in ("impact", "search", "training", "tradeoff")}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+    config = json.loads((out / "config.json").read_text())
+    assert config["config"]["data"] == "mnist5k"  # the embedded one: no network, no files of the user's
+    assert {"versions", "device", "command", "git"} <= set(config["environment"])
+    assert {path.name for path in (out / "finalists").iterdir()} == {"k1", "k3"}
+    assert all((path / "checkpoint").is_dir() for path in (out / "finalists").iterdir())
+
+
+def test_all_networks_are_trained_alike(explored):
+    """Finalists and what they are compared with: the same recipe, epochs, images and seeds."""
+    out, _ = explored
+    settings = RunFolder.open(out).config["settings"]
+    trained = list((out / "trainings").iterdir())
+    names = {path.name.rpartition("-seed")[0] for path in trained}
+    assert names == {
+        "unsearched-k1", "unsearched-k3", "k1", "k3", "random-k1", "random-k3", "snasnet"
+    }  # fmt: skip
+    assert {path.name for path in trained} == {f"{name}-seed{seed}" for name in names for seed in (0, 1)}
+    assert settings["seeds"] == 2
+    configs = [json.loads((path / "result.json").read_text())["settings"]["config"] for path in trained]
+    assert all(config == configs[0] for config in configs)
+    for path in trained:
+        epochs = [record["epoch"] for record in read_jsonl(path / "metrics.jsonl")]
+        assert epochs == list(range(1, settings["epochs"] + 1))
+
+
+def test_baselines_are_what_they_say(explored):
+    out, _ = explored
+    tables = tables_of(out)
+    summary = json.loads((out / "summary.json").read_text())
+    baselines, budget = tables["baselines"], summary["chosen"]["memory_budget_bytes"]
+    finalists = dict(tables["finalists"].select("name", "genotype").iter_rows())
+    one = baselines.unique("name", maintain_order=True)
+    cell = dict(one.select("name", "genotype").iter_rows())
+    for k in (1, 3):
+        assert cell[f"unsearched-k{k}"] == f"0>1:conv{k} 0>3:skip 1>3:conv{k}"
+    assert cell["snasnet"] == "0>1:conv3 1>2:conv3 0>3:conv1 2>3:conv3"
+    drawn = one.filter(pl.col("role") == "random")
+    assert dict(drawn.select("of", "kernel_set").iter_rows()) == {"k1": "1", "k3": "3"}
+    assert (drawn["memory_bytes"] <= budget).all()
+    assert len({*drawn["genotype"], *finalists.values()}) == 4  # none of them twice
+    for row in drawn.iter_rows(named=True):
+        space = SETS[row["kernel_set"]]
+        assert (space.canonical(space.parse(row["genotype"])) == space.parse(row["genotype"])).all()
+    trade = tables["tradeoff"]
+    assert set(trade["name"]) == {*finalists, *cell}
+    assert (trade["n"] == 2).all()
+    helped = summary["search_helped"]
+    test = dict(trade.select("name", "test_accuracy").iter_rows())
+    pairs = [test[name] - test[f"random-{name}"] for name in finalists]
+    assert helped["over_random"]["mean"] == pytest.approx(np.mean(pairs))
+    assert helped["over_random"]["n"] == 2
+    text = (out / "report.md").read_text()
+    assert helped["text"] in text
+    assert "at which **no network was evaluated**" in text
+
+
+def test_the_screen_shows_progress_and_the_table(explored):
+    out, printed = explored
+    for words in ("step 1, impact", "step 2, kernel sets", "step 3, search", "step 3, training", "took"):
+        assert words in printed
+    assert "Accuracy (float32) against memory (counted)" in printed
+    assert str(out / "report.md") in printed.replace("\n", "")
+
+
+def test_the_summary_names_the_chosen_model(explored):
+    out, _ = explored
+    summary = json.loads((out / "summary.json").read_text())
+    assert all(isinstance(value, float) and value >= 0 for value in summary["seconds"].values())
+    chosen = summary["chosen"]
+    model = load_model(out / chosen["checkpoint"])
+    assert tuple(chosen["kernel_sizes"]) == model.spec.space.kernel_sizes
+    row = model.spec.space.parse(chosen["genotype"])
+    assert model.genotype == tuple(row.tolist())
+    assert chosen["parameters"] == parameter_count(model.params)
+    assert chosen["memory_bytes"] == costs(model.spec, row[None], chosen["bits"]).memory_bytes[0]
+    assert chosen["memory_bytes"] <= chosen["memory_budget_bytes"]
+
+
+def test_the_exported_model_has_the_reported_accuracies(explored):
+    out, _ = explored
+    chosen = json.loads((out / "summary.json").read_text())["chosen"]
+    limits = {name: size for name, size in RunFolder.open(out).config["settings"].items() if "limit" in name}
+    data = load_dataset("mnist5k", **limits)
+    model = load_model(out / chosen["checkpoint"])
+    right = np.asarray(model(data.test.images)).argmax(-1) == data.test.labels
+    assert right.mean() == model.metrics["test_accuracy"]
+    assert evaluate(model, data.validation) == model.metrics["validation_accuracy"]
+    own = tables_of(out)["finalists"].filter(pl.col("name") == chosen["name"])
+    assert len(own) == chosen["seeds"] == 2
+    assert own["test_accuracy"][0] == model.metrics["test_accuracy"]  # the first seed's is exported
+    for name in ("test_accuracy", "validation_accuracy"):
+        assert chosen[name] == pytest.approx(own[name].mean())
+
+
+def test_the_tables_tell_the_four_steps(explored):
+    out, _ = explored
+    tables = tables_of(out)
+    settings = RunFolder.open(out).config["settings"]
+    impact = tables["impact"]
+    assert len(impact) == len(settings["kernel_sizes"]) * settings["seeds"]
+    by_size = impact.group_by("kernel_size").agg(pl.col("parameters").unique()).sort("kernel_size")
+    assert [len(values) for values in by_size["parameters"]] == [1, 1]
+    assert by_size["parameters"][0][0] < by_size["parameters"][1][0]
+
+    summary = json.loads((out / "summary.json").read_text())["chosen"]
+    spec = load_model(out / summary["checkpoint"]).spec
+    genotypes, promoted = [], set()
+    for kernel_set, space in SETS.items():
+        search = tables["search"].filter(pl.col("kernel_set") == kernel_set)
+        cells = space.enumerate()
+        memory = costs(dataclasses.replace(spec, space=space), cells, summary["bits"]).memory_bytes
+        fitting = cells[memory <= summary["memory_budget_bytes"]]
+        assert sorted(search["genotype"]) == sorted(space.explicit(row) for row in fitting)  # each that fits, once
+        assert search["fits"].all()
+        finalist = search.filter(pl.col("finalist"))
+        assert len(finalist) == 1
+        full = search.filter(pl.col("fidelity") == "full", pl.col("score").is_finite())
+        best = full.filter(pl.col("score") == pl.col("score").max())
+        assert finalist["score"][0] == best["score"][0]
+        assert finalist["memory_bytes"][0] == best["memory_bytes"].min()
+        genotypes += finalist["genotype"].to_list()
+        best_tenth = search.filter(pl.col("first_score").is_finite()).sort(
+            "first_score", descending=True, maintain_order=True
+        )
+        promoted |= set(best_tenth["genotype"][: math.ceil(0.1 * len(fitting))])
+
+    # Cells without a convolution are in both sets, and come past a rung with either.
+    past_low = tables["search"].filter(pl.col("fidelity") != "low")
+    assert set(past_low["genotype"]) == promoted
+    at_full = set(past_low.filter(pl.col("fidelity") == "full")["genotype"])
+    assert 8 <= len(at_full) <= 2 * 8  # of each set the best hundredth, but 8 at least
+
+    assert tables["finalists"]["genotype"].unique(maintain_order=True).to_list() == genotypes
+    chosen = tables["tradeoff"].filter(pl.col("chosen"))
+    assert len(chosen) == 1
+    assert chosen["on_front"].all()
+
+
+def test_four_commands_choose_the_same_model(explored, run, tmp_path):
+    out = tmp_path / "steps"
+    for step in ("kernel_impact", "search", "train", "tradeoff"):
+        options = SMOKE if step == "kernel_impact" else ()  # the folder knows the rest
+        run(step, *options, "--out", str(out))
+    assert_same_results(out, explored[0])
+
+
+def test_a_finished_run_is_left_as_it_was(explored, run):
+    out, _ = explored
+    patterns = ("trainings/*/metrics.jsonl", "trainings/*/*.json", "scores/*/*")
+
+    def times() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for pattern in patterns for path in out.glob(pattern)}
+
+    summary, tables, scores = summary_of(out), tables_of(out), times()
+    logs = {path: path.read_bytes() for pattern in patterns[:2] for path in out.glob(pattern)}
+    run("explore", *SMOKE, "--out", str(out))
+    assert summary_of(out) == summary
+    assert all(table.equals(tables[name]) for name, table in tables_of(out).items())
+    assert {path: path.read_bytes() for path in logs} == logs  # no epoch was trained again
+    assert {k: v for k, v in times().items() if "scores" in k} == {k: v for k, v in scores.items() if "scores" in k}
+
+
+def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, str(EXPERIMENTS / "explore.py"), *SMOKE, "--out", str(out)]
+    for moment, least in (("scores/low/chunk-*.npz", 5), ("trainings/k1-*/state", 1)):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + 200
+            while len(list(out.glob(moment))) < least:
+                assert process.poll() is None, f"ended before {moment}"
+                assert time.monotonic() < end
+                time.sleep(0.005)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert not (out / "tables" / "finalists.parquet").exists()
+    run("explore", *SMOKE, "--out", str(out))
+    assert_same_results(out, explored[0])
+    for path in out.glob("trainings/*/metrics.jsonl"):
+        assert [record["epoch"] for record in read_jsonl(path)] == [1, 2]

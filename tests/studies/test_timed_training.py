@@ -1,0 +1,383 @@
+"""Training in a given time: the plan, what is written when, and the script from start to finish."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikernel_jax import load_model
+from spikernel_jax.data import Dataset, Split, load_dataset
+from spikernel_jax.io import files
+from spikernel_jax.pipeline.timed_presets import TIMED_PRESETS, get_timed_preset, parameter_count
+from spikernel_jax.studies import timed_training
+from spikernel_jax.studies.timed_training import Costs, epochs_that_fit
+
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "accuracy.py"
+SMALL = ["--preset", "smoke", "--cell", "0>3:conv3", "--channels", "2", "--compilation-cache", "off"]
+LIMITS: dict[str, Any] = {"limit_train": 64, "limit_validation": 32, "limit_test": 32}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_this_process():
+    """The digits are read once, and the process, which is pytest's, counts as two seconds old."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timed_training, "load_dataset", functools.cache(load_dataset))
+        patch.setattr(timed_training, "process_seconds", lambda: 2.0)
+        yield
+
+
+def start(*options: str) -> None:
+    """Runs the script in this process, as the shell would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [SCRIPT.name, *options])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def refused(capsys, *options: str) -> str:
+    """What the script says on stderr, in one line, as it refuses."""
+    with pytest.raises(SystemExit) as stop:
+        start(*options)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    lines = files.read_jsonl(out / "training" / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def assert_same_result(a: Path, b: Path) -> None:
+    assert records(a) == records(b)
+    assert files.read_json(a / "test.json") == files.read_json(b / "test.json")
+    models = [load_model(out / "checkpoint") for out in (a, b)]
+    jax.tree.map(np.testing.assert_array_equal, *[(model.params, model.stats) for model in models])
+
+
+# The plan
+
+
+def test_epochs_by_hand():
+    costs = Costs(start=30.0, step=0.5, image=0.01, save=2.0)
+    # An epoch: 100 steps 50 s, 500 images 5 s, save 2 s. Besides: 30 + 10 + 2 + 6 s. Of 600 s 570 count: 522 / 57.
+    assert epochs_that_fit(costs, 600, 100, 500, 1000) == 9
+    assert epochs_that_fit(costs, 105 / 0.95 + 1e-6, 100, 500, 1000) == 1
+    assert epochs_that_fit(costs, 105 / 0.95 - 1e-6, 100, 500, 1000) == 0
+    assert epochs_that_fit(costs, -5, 100, 500, 1000) == 0
+
+
+seconds = st.floats(1e-4, 1e3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.builds(Costs, seconds, seconds, seconds, seconds), st.floats(-10, 1e6), st.integers(1, 5000))
+def test_the_plan_fits_and_one_more_epoch_would_not(costs, left, steps):
+    n = epochs_that_fit(costs, left, steps, 37, 11)
+
+    def takes(epochs: int) -> float:
+        parts = [costs.start, 11 * costs.image, costs.save, timed_training.FINISH_SECONDS]
+        return sum(parts) + epochs * (steps * costs.step + 37 * costs.image + costs.save)
+
+    counted = left * (1 - timed_training.MARGIN)
+    assert n == 0 or takes(n) <= counted * (1 + 1e-9)
+    assert takes(n + 1) > counted * (1 - 1e-9)
+
+
+def test_costs_are_told_apart(monkeypatch, tmp_path):
+    """A training on a made-up clock: every part has a duration of its own, and comes back."""
+    now = [100.0]
+    clock = lambda: now[0]  # noqa: E731
+
+    def passes(duration: float) -> None:
+        now[0] += duration
+
+    def fake_train(spec: Any, genotype: Any, data: Dataset, config: Any, *, progress: Any, folder: Path, **_: Any):
+        assert folder == tmp_path / "there"
+        assert len(data.train.labels) == 64  # all there are: 4 steps of 16
+        passes(50.0)  # data, compilation
+        for epoch in range(config.epochs):
+            passes(4 * 0.25 + (7.0 if epoch == 0 else 0.0))
+            took = 4 * 0.25 + (7.0 if epoch == 0 else 0.0)
+            passes(len(data.validation.labels) * 0.125)
+            progress({"epoch": epoch + 1, "seconds": took})
+            passes(9.0 if epoch == 0 else 3.0)  # the first save imports orbax
+        return "model"
+
+    def fake_evaluate(model: Any, split: Split) -> float:
+        assert model == "model"
+        passes(len(split.labels) * 0.125)
+        return 0.5
+
+    monkeypatch.setattr(timed_training, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(timed_training, "train", fake_train)
+    monkeypatch.setattr(timed_training, "evaluate", fake_evaluate)
+    task = timed_training.open_task("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
+    costs = timed_training.measure(task, tmp_path / "there")
+    assert costs == pytest.approx(Costs(start=57.0, step=0.25, image=0.125, save=3.0))
+
+
+@pytest.mark.parametrize(("data", "name"), [(d, n) for d, presets in TIMED_PRESETS.items() for n in presets])
+def test_presets_keep_the_limits(data, name):
+    preset = get_timed_preset(data, name)
+    spec, genotype = preset.network(data)
+    assert parameter_count(spec, genotype) < 10_000_000
+    assert preset.time_steps <= 5
+    promised = {"smoke": math.inf, "cpu-10min": 10, "cpu-1h": 60, "h100-10min": 10}
+    assert (preset.minutes or math.inf) <= promised[name]
+    assert preset.training.flip == (data not in ("mnist", "mnist5k"))
+
+
+def test_the_cell_names_its_kernel_sizes():
+    smoke = get_timed_preset("mnist5k", "smoke")
+    for cell, sizes in (
+        ("0>1:conv7 1>3:conv5 0>3:skip", (5, 7)),
+        ("0303 0030 0002 0000", (1, 3)),
+        ("0>3:skip", (1, 3)),
+    ):
+        spec, genotype = dataclasses.replace(smoke, cell=cell).network("mnist5k")
+        assert spec.space.kernel_sizes == sizes
+        assert len(genotype) == 6
+
+
+# The script
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, in_this_process) -> tuple[Path, list[Any]]:
+    """A whole run without a limit, and the splits that were evaluated beyond the training's own validation."""
+    out, splits = tmp_path_factory.mktemp("runs") / "whole", []
+    with pytest.MonkeyPatch.context() as patch:
+        real = timed_training.evaluate
+        patch.setattr(timed_training, "evaluate", lambda model, split: splits.append(split) or real(model, split))
+        start(*SMALL, "--minutes", "inf", "--out", str(out))
+    return out, splits
+
+
+def test_a_run_leaves_curve_test_model_and_page(finished):
+    out, splits = finished
+    images = load_dataset("mnist5k", **LIMITS)
+    (split,) = splits  # the test images, once
+    assert np.array_equal(split.images, images.test.images)
+    summary = files.read_json(out / "summary.json")
+    curve = records(out)
+    assert [record["epoch"] for record in curve] == [1, 2]
+    assert summary["validation_accuracy"] == curve[-1]["validation_accuracy"]
+    model = load_model(out / "checkpoint")
+    predicted = np.asarray(model(images.test.images)).argmax(1)
+    assert summary["test_accuracy"] == pytest.approx((predicted == images.test.labels).mean())
+    assert model.metrics["test_accuracy"] == summary["test_accuracy"]
+    assert model.metrics["source"] == images.source
+    # Stem 9·2, transition 9·2·4, cells 9·2·2 + 9·4·4; norms of 2, 2, 4, 4, 2 and 4 channels; head 4·10 + 10.
+    assert summary["parameters"] == 18 + 72 + 36 + 144 + 2 * 18 + 50
+    assert files.read_json(out / "plan.json") == {"epochs": 2}
+    assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "report.md").read_text()
+    for words in (images.source, "356 parameters", "n = 1", "T = 2", "batch_size 16", "accuracy.py --preset smoke",
+                  "No limit was set", "touched once", "Device: "):  # fmt: skip
+        assert words in text, words
+
+
+def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):
+    out = tmp_path / "all"
+    start(*SMALL, "--minutes", "inf", "--all-images", "--ema", "0.5", "--mix", "cutmix", "--out", str(out))
+    config = files.read_json(out / "config.json")["config"]
+    assert config["images"] == {"train": 96, "validation": 32, "test": 32}
+    assert {name: config["settings"]["training"][name] for name in ("ema", "mix")} == {"ema": 0.5, "mix": "cutmix"}
+    assert capsys.readouterr().out.count("validation (trained on)") == 3  # two epochs and the end
+    text = (out / "report.md").read_text()
+    assert "- validation (trained on), after" in text
+    assert "trained on validation images too" in text
+    task = timed_training.open_task(
+        "mnist5k", "smoke", dataclasses.replace(get_timed_preset("mnist5k", "smoke"), all_images=True)
+    )
+    alone = load_dataset("mnist5k", **LIMITS)
+    np.testing.assert_array_equal(task.data.train.images[64:], alone.validation.images)
+    np.testing.assert_array_equal(task.data.train.labels[64:], alone.validation.labels)
+
+
+def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
+    """Timed steps change nothing; the plan is there before the first real step; nothing else is left behind."""
+    out, plans = tmp_path / "planned", []
+    real = timed_training.train
+
+    def watched(*arguments: Any, folder: Path, **named: Any) -> Any:
+        plans.append(files.read_json(out / "plan.json") if folder == out / "training" else out.exists())
+        return real(*arguments, folder=folder, **named)
+
+    monkeypatch.setattr(timed_training, "train", watched)
+    start(*SMALL, "--minutes", "40", "--out", str(out))
+    timed, plan = plans
+    assert timed is False  # even the folder is made once there is a plan
+    assert plan["epochs"] == 2
+    assert (plan["minutes"], plan["seconds_gone"]) == (40, 2.0)
+    assert all(value >= 0 for value in plan["costs"].values())
+    assert plan["costs"]["step"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["planned"]
+    assert_same_result(out, finished[0])
+    text = (out / "report.md").read_text()
+    assert "Planned: at most 40 minutes" in text
+    assert "Taken: 0.03 minutes" in text
+
+
+def test_time_decides_the_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(timed_training, "measure", lambda task, folder: Costs(10.0, 1.0, 0.1, 1.0))
+    task = timed_training.open_task("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
+
+    def planned(minutes: float, epochs: int) -> int:
+        training = dataclasses.replace(task.preset.training, epochs=epochs)
+        preset = dataclasses.replace(task.preset, minutes=minutes, training=training)
+        asked = dataclasses.replace(task, preset=preset)
+        return timed_training.make_plan(asked, tmp_path / "run")["epochs"]
+
+    # Two seconds are gone. An epoch is 4 + 3.2 + 1 s, the rest 10 + 3.2 + 1 + 6 s: (0.95·298 - 20.2) / 8.2.
+    assert planned(5, 1000) == 32
+    assert planned(5, 10) == 10
+    with pytest.raises(ValueError, match=r"--minutes 0\.5: not one epoch of 8\.2 s fits; give at least 0\.6"):
+        planned(0.5, 10)  # 28.4 / 0.95 s and the two that are gone
+    assert planned(0.6, 10) == 1
+
+
+def test_too_short_a_time_is_one_line_and_no_folder(tmp_path, capsys):
+    line = refused(capsys, *SMALL, "--minutes", "0.05", "--out", str(tmp_path / "run"))
+    assert "--minutes 0.05: not one epoch of" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_stopped_it_goes_on_by_the_same_plan_and_is_tested_once(finished, tmp_path, monkeypatch, capsys):
+    out, (real_train, real_evaluate) = tmp_path / "broken", (timed_training.train, timed_training.evaluate)
+    options, tested = [*SMALL, "--minutes", "40", "--out", str(out)], []
+
+    def stops(*arguments: Any, progress: Any, **named: Any) -> Any:
+        def stop(record: dict[str, Any]) -> None:
+            progress(record)
+            raise KeyboardInterrupt
+
+        return real_train(*arguments, progress=stop, **named)
+
+    def interrupts(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timed_training, "measure", lambda task, folder: Costs(1.0, 0.01, 0.001, 0.1))
+    for name, stopping in (("train", stops), ("evaluate", interrupts)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(timed_training, name, stopping)
+            with pytest.raises(SystemExit) as stop:
+                start(*options)
+        assert stop.value.code == 130
+        assert not (out / "test.json").exists()
+        monkeypatch.setattr(timed_training, "measure", None)  # never again
+    monkeypatch.setattr(timed_training, "evaluate", lambda *a: tested.append(a) or real_evaluate(*a))
+    start(*options)
+    assert len(tested) == 1
+    assert "resumed: 2 epochs as planned at the first start; its limit of 40 minutes" in capsys.readouterr().out
+    assert_same_result(out, finished[0])
+    assert "no single start took it all" in (out / "report.md").read_text()
+    start(*options)  # and a finished one is only looked at
+    assert len(tested) == 1
+    assert_same_result(out, finished[0])
+
+
+def test_a_damaged_plan_is_one_line(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
+    for content in ("{}", '{"epochs": 0}', "[2]"):
+        (out / "plan.json").write_text(content)
+        assert "plan.json names no epochs" in refused(capsys, *SMALL, "--minutes", "inf", "--out", str(out))
+    assert not (out / "training").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--minutes", "0"], "minutes=0.0 must be finite and above 0"),
+        (["--minutes", "nan"], "minutes=nan must be finite and above 0"),
+        (["--epochs", "0"], "epochs=0 must be a whole number of at least 1"),
+        (["--channels", "0"], "channels=0 must be a whole number of at least 1"),
+        (["--channels", "1000"], "channels=1000: 108,0"),
+        (["--time-steps", "0"], "time_steps=0"),
+        (["--batch-size", "65"], "batch_size=65 is larger than the data: 64 training images"),
+        (["--learning-rate", "0"], "learning_rate=0.0"),
+        (["--ema", "1"], "ema=1.0 must be in [0, 1)"),
+        (["--mix", "cut"], "mix='cut' is unknown"),
+        (["--cell", "0>3:conv4"], "4"),
+        (["--cell", "0>1:conv3"], "0>3"),
+        (["--norm", "batch"], "norm='batch' is unknown"),
+        (["--seed", "-1"], "--seed -1 must be from 0"),
+        (["--data", "digits"], "--data 'digits' is unknown"),
+        (["--preset", "tpu"], "--preset 'tpu' is unknown for mnist5k; known: cpu-10min, smoke"),
+        (["--data", "cifar10", "--data-dir", "/nowhere"], "tools/prepare_data.py cifar10"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_folder(tmp_path, capsys, options, words):
+    preset = [] if "--preset" in options else ["--preset", "smoke"]
+    line = refused(capsys, *preset, "--compilation-cache", "off", "--out", str(tmp_path / "run"), *options)
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_and_other_folders_are_refused(finished, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in finished[0].rglob("*") if path.is_file()}
+    assert "holds a run of another configuration (seed: 0 there, 1 here)" in refused(
+        capsys, *SMALL, "--minutes", "inf", "--seed", "1", "--out", str(finished[0])
+    )
+    assert {path: path.read_bytes() for path in finished[0].rglob("*") if path.is_file()} == before
+    (tmp_path / "mine").write_text("mine")
+    assert "has no config.json" in refused(capsys, *SMALL, "--minutes", "40", "--out", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.slow
+def test_killed_and_terminated_it_ends_with_the_same_result(finished, with_devices, tmp_path):
+    """Real processes: killed while it is timed, killed after the first epoch, then asked to stop."""
+    out = tmp_path / "run"
+    child = """
+import os, runpy, signal, sys
+from spikernel_jax.studies import timed_training as t
+moment, script, sys.argv = sys.argv[1], sys.argv[2], sys.argv[2:]
+real = t.train
+def train(*arguments, progress, folder, **named):
+    real_run = folder.parent.name == "run"
+    def told(record):
+        progress(record)
+        if moment == ("epoch" if real_run else "timing"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if moment == "asked" and real_run:
+            os.kill(os.getpid(), signal.SIGTERM)
+    return real(*arguments, progress=told, folder=folder, **named)
+t.train = train
+runpy.run_path(script, run_name="__main__")
+"""
+    options = [*SMALL[:-2], "--minutes", "40", "--out", str(out)]
+    environment = with_devices(jax.device_count()) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    codes = []
+    for moment in ("timing", "epoch", "asked", "none"):
+        command = [sys.executable, "-c", child, moment, str(SCRIPT), *options]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        codes.append((moment, result.returncode))
+        if moment == "timing":
+            assert not out.exists()
+            assert [path.name for path in tmp_path.iterdir()] == [".run.timing.tmp"]
+        elif moment == "epoch":
+            assert not (tmp_path / ".run.timing.tmp").exists()
+            plan = (out / "plan.json").read_bytes()
+    assert codes == [("timing", -signal.SIGKILL), ("epoch", -signal.SIGKILL), ("asked", 143), ("none", 0)], (
+        result.stderr
+    )
+    assert (out / "plan.json").read_bytes() == plan
+    assert json.loads((out / "summary.json").read_text())["minutes_taken"] is None
+    assert_same_result(out, finished[0])

@@ -1,0 +1,247 @@
+"""The scoring benchmark's pure parts, and one tiny run of the whole command."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spikernel_jax import CellSpace, NetworkSpec
+from spikernel_jax.scoring import engine, proxies
+from spikernel_jax.snn import convolution, neurons, operations
+from work import necessary_work
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))  # as for a script that lies there
+bench_common, bench_scoring, ceilings, trace_parts = (
+    cast(Any, importlib.import_module(name)) for name in ("bench_common", "bench_scoring", "ceilings", "trace_parts")
+)
+
+SPACE = CellSpace((1, 3))
+SPEC = NetworkSpec((8, 8, 3), 10, SPACE, channels=2, time_steps=2)
+
+TEXT = """HloModule jit_f, is_scheduled=true
+
+FileNames
+1 "/somewhere/engine.py"
+2 "/somewhere/spikernel_jax/snn/operations.py"
+3 "/somewhere/spikernel_jax/snn/neurons.py"
+4 "/somewhere/spikernel_jax/snn/convolution.py"
+
+FunctionNames
+1 "score_groups.<locals>.one"
+2 "conv"
+3 "avgpool3.<locals>.<genexpr>"
+4 "run.<locals>.<lambda>"
+5 "Elsewhere.conv"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=1 end_line=1 column=1 end_column=2}
+2 {file_name_id=4 function_name_id=2 line=1 end_line=1 column=1 end_column=2}
+3 {file_name_id=2 function_name_id=3 line=1 end_line=1 column=1 end_column=2}
+4 {file_name_id=3 function_name_id=4 line=1 end_line=1 column=1 end_column=2}
+5 {file_name_id=4 function_name_id=5 line=1 end_line=1 column=1 end_column=2}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=PARENT_OF_1}
+2 {file_location_id=2 parent_frame_id=PARENT_OF_2}
+3 {file_location_id=3 parent_frame_id=PARENT_OF_2}
+4 {file_location_id=4 parent_frame_id=PARENT_OF_2}
+5 {file_location_id=5 parent_frame_id=PARENT_OF_5}
+
+%body (p: (f32[2]{0}, s32[])) -> (f32[2]{0}, s32[]) {
+  %p = (f32[2]{0}, /*index=1*/s32[]) parameter(0)
+  %convolution.1 = f32[2,2]{1,0} convolution(%p, %p), window={size=3x3}, metadata={op_name="jit(f)/conv" stack_frame_id=2}
+  %ynn.1 = f32[2]{0} fusion(%convolution.1), kind=kCustom, calls=%inner
+  %bitcast.7 = f32[2]{0} bitcast(%ynn.1)
+  %fusion.2 = f32[2]{0} fusion(%bitcast.7), kind=kLoop, calls=%inner, metadata={op_name="jit(f)/pool" stack_frame_id=3}
+  %deep = f32[2]{0} multiply(%fusion.2, %fusion.2), metadata={op_name="jit(f)/step" stack_frame_id=5}
+  ROOT %plain = f32[2]{0} add(%deep, %deep), metadata={op_name="jit(f)/add" stack_frame_id=1}
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  ROOT %while.3 = (f32[2]{0}, s32[]) while(%x), condition=%c, body=%body, metadata={op_name="jit(f)/while" stack_frame_id=1}
+}
+"""  # noqa: E501
+
+
+def program(shift: int) -> Any:
+    """Frames 2 to 4 lie below 1, frame 5 below 4; texts print parents as they are, or one too large."""
+    text = TEXT
+    for name, parent in (("PARENT_OF_1", 0), ("PARENT_OF_2", 1), ("PARENT_OF_5", 4)):
+        text = text.replace(name, str(parent + shift))
+    return trace_parts.instructions(text)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_instructions_belong_to_the_innermost_known_function(shift):
+    found = program(shift)
+    assert {name: (i.opcode, i.part) for name, i in found.items() if i.opcode != "parameter"} == {
+        "convolution.1": ("convolution", "convolution"),
+        "ynn.1": ("fusion", "pooling"),  # it has no stack: what reads it has
+        "bitcast.7": ("bitcast", "rest"),
+        "fusion.2": ("fusion", "pooling"),
+        "deep": ("multiply", "lif"),  # "Elsewhere.conv" is not conv: its caller decides
+        "plain": ("add", "rest"),
+        "while.3": ("while", "rest"),
+    }
+    assert found["convolution.1"].source == "jit(f)/conv"
+
+
+def event(name: str, micros: float, thread: int = 1, module: str = "jit_f") -> dict[str, Any]:
+    return {"ph": "X", "pid": 1, "tid": thread, "dur": micros, "args": {"hlo_module": module, "hlo_op": name}}
+
+
+def thread(number: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": name}}
+
+
+def test_device_time_by_part():
+    events = [
+        event("while.3", 1000),  # holds the others
+        event("convolution.1", 5), event("convolution.1", 7, thread=2), event("fusion.2", 4), event("deep", 3),
+        event("plain", 2), event("unheard.of", 1), event("convolution.1", 50, module="jit_other"),
+        {"ph": "X", "pid": 1, "tid": 1, "dur": 99, "name": "python"},
+    ]  # fmt: skip
+    parts, sources = trace_parts.device_seconds(events, {"jit_f": program(1)})
+    want = {"convolution": 12e-6, "pooling": 4e-6, "lif": 3e-6, "rest": 3e-6, "norm": 0, "gram": 0}
+    assert parts == pytest.approx(want)
+    assert sources["convolution", "jit(f)/conv"] == pytest.approx(12e-6)
+    assert sources["rest", "unheard.of"] == pytest.approx(1e-6)
+
+
+def test_of_a_gpu_only_streams_count():
+    names = [thread(1, "Stream #13(Compute)"), thread(2, "XLA Ops")]
+    events = [*names, event("deep", 3, thread=1), event("deep", 3, thread=2)]
+    assert trace_parts.device_seconds(events, {"jit_f": program(1)})[0]["lif"] == pytest.approx(3e-6)
+
+
+def test_a_real_profile_names_the_parts():
+    """The functions of the package are found again in a compiled program and its profile."""
+
+    @jax.jit
+    def some_layers(x, kernel):
+        affine = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
+        y, _ = operations.batch_norm(convolution.conv(x, kernel), affine, None, train=True)
+        spikes = neurons.run(SPEC.neuron, jnp.zeros(y.shape[1:]), y)[1]
+        return proxies.normalised_hamming(spikes), operations.avgpool3(y)
+
+    x, kernel = jnp.ones((2, 4, 16, 16, 3)), jnp.ones((3, 3, 3, 4))
+    jax.block_until_ready(some_layers(x, kernel))
+    programs = trace_parts.live_programs(jax.devices()[0], "jit_some_layers")
+    assert len(programs) == 1
+    events, seconds = trace_parts.profile(lambda: jax.block_until_ready(some_layers(x, kernel)))
+    parts, _ = trace_parts.device_seconds(events, programs)
+    assert all(parts[part] > 0 for part in ("convolution", "norm", "lif", "pooling", "gram"))
+    assert 0 < sum(parts.values()) < seconds * jax.device_count() * 4
+
+
+def test_samples_are_whole_groups():
+    everything = SPACE.enumerate()
+    seen = set()
+    for seed in range(4):
+        rows = bench_common.sample_groups(everything, 100, np.random.default_rng(seed))
+        assert 40 < len(rows) < 160
+        assert (rows == rows[engine.order(np.stack([rows, rows], 1))]).all()
+        for prefix in np.unique(rows[:, engine.PREFIX], axis=0):
+            here, there = ((r[:, engine.PREFIX] == prefix).all(1).sum() for r in (rows, everything))
+            assert here == there
+        seen.add(rows.tobytes())
+    assert len(seen) == 4
+
+
+def test_the_sample_stands_for_all():
+    rows, everything = bench_common.representative(SPEC, 40, 0), SPACE.enumerate()
+    assert (rows == bench_common.representative(SPEC, 40, 0)).all()
+    assert 20 < len(rows) < 80
+    means = [necessary_work(SPEC, some, 1).flops / len(some) for some in (rows, everything)]
+    assert means[0] == pytest.approx(means[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("costs", "lanes", "sizes"),
+    [
+        ([1, 1, 1, 1], 2, [2, 2]),
+        ([3, 1, 1, 1], 2, [1, 3]),
+        ([1, 1, 1, 5], 2, [3, 1]),
+        ([1, 1, 1, 1, 1, 1], 3, [2, 2, 2]),
+        ([1], 2, [0, 1]),
+    ],
+)
+def test_lanes_get_equal_costs(costs, lanes, sizes):
+    rows = np.arange(len(costs), dtype=np.int8)[:, None]
+    parts = bench_common.split(rows, costs, lanes)
+    assert [len(part) for part in parts] == sizes
+    assert (np.concatenate(parts) == rows).all()
+
+
+def test_costs_are_what_each_row_adds():
+    rows = bench_common.sample_groups(SPACE.enumerate(), 20, np.random.default_rng(0))
+    limits = ceilings.Ceilings(2.0, 9.0, 4.0)
+    costs = bench_common.costs(SPEC, rows, 3, limits)
+    work, first = necessary_work(SPEC, rows, 3), necessary_work(SPEC, rows[:1], 3)
+    assert costs[0] == pytest.approx(first.flops / 2 + first.bytes / 4)
+    assert sum(costs) == pytest.approx(work.flops / 2 + work.bytes / 4)
+
+
+def test_table():
+    text = bench_common.table(("a", "b", "c"), [(1234, 0.12345, "x"), (1, 12345.6, ""), (2, 999.7, "y")])
+    assert text.splitlines() == [
+        "| a | b | c |", "| --- | --- | --- |", "| 1,234 | 0.123 | x |", "| 1 | 12,346 |  |", "| 2 | 1,000 | y |",
+    ]  # fmt: skip
+
+
+def test_defaults_are_filled_in():
+    full = bench_scoring.resolved(bench_scoring.Options(), "cpu")
+    quick = bench_scoring.resolved(bench_scoring.Options(quick=True, cells=7), "cpu")
+    assert (full.batch, full.channels, full.matmul_side) == (64, 32, 3072)
+    assert (quick.batch, quick.cells, quick.matmul_side) == (16, 7, 2048)
+    assert bench_scoring.resolved(bench_scoring.Options(), "gpu").matmul_side == 8192
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cells": 0}, "--cells 0: want whole numbers of at least 1"),
+        ({"widths": (8, 0)}, r"--widths \(8, 0\): want"),
+        ({"peer_cells": -1}, "--peer-cells -1"),
+        ({"sets": ("3;5",)}, "--sets '3;5'"),
+        ({"sets": ("2,4",)}, "kernel_sizes"),
+        ({"json": Path("/nowhere/at/all/x.json")}, "--json /nowhere/at/all/x.json"),
+    ],
+)
+def test_refuses_bad_options_before_any_work(change, words, monkeypatch):
+    monkeypatch.setattr(ceilings, "measure", None)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # jax has started in this process
+    with pytest.raises(ValueError, match=words) as error:
+        bench_scoring.bench(bench_scoring.Options(quick=True, **change))
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_end_to_end(tmp_path):
+    path = tmp_path / "bench.json"
+    options = (
+        "--quick --sections limit parts --sets 3 --channels 2 --batch 4 --time-steps 2 --side 8 --cells 6 "
+        f"--matmul-side 64 --bandwidth-mb 1 --json {path}"
+    )
+    command = [sys.executable, str(ROOT / "tools" / "bench_scoring.py"), *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "### Limit" in done.stdout
+    assert "### Parts: sizes 3, C = 2" in done.stdout
+    results = json.loads(path.read_text())
+    (entry,) = results["limit"]
+    assert entry["of_matmul"] == pytest.approx(entry["flops"] / entry["best_s"] / results["ceilings"]["float32"])
+    assert 0 < entry["of_matmul"] < 1
+    assert entry["flops"] == sum(value for name, value in entry["work"].items() if name != "bytes")
+    (profile,) = results["parts"]
+    assert sum(profile["shares"].values()) == pytest.approx(1)
+    assert min(profile["shares"][part] for part in ("convolution", "lif", "norm", "gram")) > 0
+    assert results["environment"]["command"][:2] == ["python", "tools/bench_scoring.py"]
+    assert str(tmp_path) not in path.read_text()

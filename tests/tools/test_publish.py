@@ -1,0 +1,146 @@
+"""Publishing a run: what is copied, what must not be deleted, and no path of the machine in it."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from spikernel_jax.io.runs import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _tool() -> Any:
+    spec = importlib.util.spec_from_file_location("publish_run", ROOT / "tools" / "publish_run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["publish_run"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = _tool()
+KEPT = {"config.json", "summary.json", "report.md", "figures", "tables"}
+
+
+def finished_run(path: Path) -> Path:
+    """A run with every kind of file, opened twice, whose command lines hold paths of a machine."""
+    config = {"data": "mnist5k", "data_dir": "/home/me/my data", "cell": "0>1:conv3", "out": "runs/a"}
+    run = RunFolder.create(path, config)
+    record = RunFolder.create(path, config).read_json("config.json")
+    record["environment"]["command"] = ["/home/me/repo/experiments/explore.py", "--out=/srv/a b/run", "--bits", "8"]
+    record["resumed"][0]["command"] = ["/home/me/repo/experiments/explore.py", "--data-dir", "/srv/tfds/"]
+    run.write_json("config.json", record)
+    run.write_json("summary.json", {"checkpoint": "/home/me/runs/a/finalists/f0", "best": 0.5, "none": None})
+    text = "Data in /home/me/tfds (or `/srv/x.y`), 1/2 of and/or, https://a.org/b/c, ![f](figures/f.png), ~/x/y, a /b\n"
+    (path / "report.md").write_text(text)
+    run.write_table("search", pl.DataFrame({"a": [1]}))
+    (run.folder("figures") / "f.png").write_bytes(b"png")
+    (run.folder("finalists") / "weights").write_bytes(b"large")
+    return path
+
+
+def publish(run: Path, results: Path) -> None:
+    tool.publish(tool.Options(run, results))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_publishes_without_checkpoints_and_paths(tmp_path):
+    run = finished_run(tmp_path / "runs" / "a")
+    publish(run, tmp_path / "results")
+    there = tmp_path / "results" / "a"
+    assert {entry.name for entry in there.iterdir()} == KEPT
+    assert (there / "figures" / "f.png").read_bytes() == b"png"
+    assert (there / "tables" / "search.parquet").read_bytes() == (run / "tables" / "search.parquet").read_bytes()
+    record = json.loads((there / "config.json").read_text())
+    assert record["environment"]["command"] == ["explore.py", "--out=run", "--bits", "8"]
+    assert record["resumed"][0]["command"] == ["explore.py", "--data-dir", "tfds"]
+    assert record["config"] == {"data": "mnist5k", "data_dir": "my data", "cell": "0>1:conv3", "out": "runs/a"}
+    summary = json.loads((there / "summary.json").read_text())
+    assert summary == {"checkpoint": "f0", "best": 0.5, "none": None}
+    text = "Data in tfds (or `x.y`), 1/2 of and/or, https://a.org/b/c, ![f](figures/f.png), ~/x/y, a /b\n"
+    assert (there / "report.md").read_text() == text
+
+
+def test_a_training_is_published_with_the_log_of_its_epochs(tmp_path):
+    run = finished_run(tmp_path / "runs" / "a")
+    shutil.rmtree(run / "tables")
+    with pytest.raises(ValueError, match=r"is not finished: it has no tables or training/metrics\.jsonl"):
+        publish(run, tmp_path / "results")
+    (run / "training" / "state").mkdir(parents=True)
+    (run / "training" / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    (run / "plan.json").write_text('{"epochs": 1}')
+    for _ in range(2):  # the second replaces the first
+        publish(run, tmp_path / "results")
+        there = contents(tmp_path / "results" / "a")
+        assert set(there) == {
+            "config.json", "summary.json", "report.md", "figures/f.png", "plan.json", "training/metrics.jsonl"
+        }  # fmt: skip
+        assert there["training/metrics.jsonl"] == b'{"epoch": 1}\n'
+
+
+def test_a_new_copy_replaces_the_old_one(tmp_path, monkeypatch):
+    run = finished_run(tmp_path / "runs" / "a")
+    publish(run, tmp_path / "results")
+    (run / "figures" / "f.png").rename(run / "figures" / "g.png")
+    before = contents(tmp_path / "results")
+    with monkeypatch.context() as patch:
+        patch.setattr(tool, "_text_without_paths", None)
+        with pytest.raises(TypeError):
+            publish(run, tmp_path / "results")
+    assert contents(tmp_path / "results") == before
+    publish(run, tmp_path / "results")
+    assert [entry.name for entry in (tmp_path / "results").iterdir()] == ["a"]
+    assert [entry.name for entry in (tmp_path / "results" / "a" / "figures").iterdir()] == ["g.png"]
+
+
+@pytest.mark.parametrize(
+    ("run", "results"),
+    [
+        ("results/a", "results"),  # the copy is the run
+        ("..", "results"),  # the copy would lie in the run
+        ("results/a/a", "results"),  # the run lies in the copy
+        ("results/a", "link"),
+    ],
+)
+def test_a_copy_that_would_overlap_with_its_run_is_refused(run, results, tmp_path, monkeypatch):
+    here = tmp_path / "top" / "here"
+    (here / "results").mkdir(parents=True)
+    (here / "link").symlink_to("results")
+    (here / "precious").write_text("x")
+    shutil.copytree(finished_run(tmp_path / "made"), here / run, dirs_exist_ok=True)
+    monkeypatch.chdir(here)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="would overlap"):
+        publish(Path(run), Path(results))
+    assert contents(tmp_path) == before
+
+
+def test_a_run_given_as_dot_is_published_by_its_name(tmp_path, monkeypatch):
+    run = finished_run(tmp_path / "a")
+    (tmp_path / "results" / "other").mkdir(parents=True)
+    monkeypatch.chdir(run)
+    publish(Path("."), tmp_path / "results")
+    assert {entry.name for entry in (tmp_path / "results").iterdir()} == {"a", "other"}
+
+
+def test_what_is_no_earlier_copy_is_not_replaced(tmp_path):
+    run = finished_run(tmp_path / "runs" / "a")
+    (tmp_path / "results" / "a").mkdir(parents=True)
+    (tmp_path / "results" / "a" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="no published run"):
+        publish(run, tmp_path / "results")
+    assert contents(tmp_path / "results") == {"a/thesis.txt": b"precious"}
+    (run / "report.md").unlink()
+    with pytest.raises(ValueError, match=r"not finished: it has no report\.md"):
+        publish(run, tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()

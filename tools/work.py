@@ -1,0 +1,247 @@
+"""The necessary work of ranking forward cells, in closed form: what no way of computing the scores can avoid.
+
+One replicate: one bank of weights, one batch of B images, T time steps. Whatever candidates have in common in
+cell 1 is computed once:
+
+    stem              once
+    cell 1, node 0    LIF and Gram once
+    cell 1, node 1    LIF and Gram once for each distinct operation on (0,1), where a convolution reads them
+    cell 1, node 2    sum, LIF and Gram once for each distinct value: operations on (0,1), (0,2) and (1,2), or on
+                      (0,2) alone where (1,2) is zero
+    cell 1, edges     each convolution (edge, size, value of its source node) once; average pooling of a value once
+    each candidate    sum into node 3; norm, LIF, Gram, convolution, norm and pooling of the transition; cell 2;
+                      norm, LIF and Gram of the last layer, and the head as far as its LIF
+
+Cell 2 has an input of its own in each candidate: only within a candidate is anything computed once, a node's LIF and
+its average pooling, however many edges leave the node. Node 0 of cell 1 is constant over time: skips and average
+pooling of it, and sums and norms of nothing else, cost one step. Edges of dead nodes cost nothing, nor do equal
+candidates after the first. Beyond that no two values are taken for the same: a node that a lone skip feeds counts as
+a node of its own.
+
+Conventions, a multiply-add being 2 FLOPs:
+
+    convolution       2 k² C_in C_out for each pixel, borders counted in full
+    Gram              2 N for each of the B (B + 1) / 2 pairs of images, for each LIF site and time step
+    LIF               5 a neuron and time step: leak (3), threshold, reset
+    batch norm        6 a value: mean (1), variance (3), scale and shift (2)
+    node sums         1 a value for each input after the first
+    average pooling   5 a value: 3×3 in two passes (4), division; 2×2 of the transition: 4 a value that comes out;
+                      p×p of the snasnet head: p² a value that comes out
+    bytes             each layer's input is read once and its output written once, 4 bytes a value, and each weight
+                      that any candidate uses is read once. Layers are: a convolution with its norm (and, in the
+                      transition, its pooling), a LIF with the norm before it, a Gram matrix (which reads spikes), an
+                      average pooling, a node's sum of at least two inputs.
+
+Not counted: rho from a Gram matrix and the log-determinant (of the order of B² and B³, where a layer's are B² N),
+Gram matrices as output, the head behind its last LIF (no score reads it).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spikernel_jax.cells.forms import ZERO
+from spikernel_jax.snn.cost import genotype_pairs
+from spikernel_jax.snn.spec import NetworkSpec
+
+LIF_FLOPS = 5  # a neuron and time step
+NORM_FLOPS = 6  # a value
+AVGPOOL_FLOPS = 5  # a value
+_VALUE_BYTES = 4
+
+Codes = NDArray[np.int64]
+
+
+class Work(NamedTuple):
+    """Necessary work of one replicate: FLOPs by part, and bytes."""
+
+    stem: int  # its convolution
+    convolution: int  # of both cells and the transition, and the snasnet head's first linear layer
+    gram: int
+    lif: int
+    norm: int
+    sums: int  # of what comes into nodes
+    pooling: int
+    bytes: int
+
+    @property
+    def flops(self) -> int:
+        """All FLOPs."""
+        return self.stem + self.convolution + self.gram + self.lif + self.norm + self.sums + self.pooling
+
+
+def necessary_work(spec: NetworkSpec, genotypes: ArrayLike, batch: int) -> Work:
+    """Work of ranking genotypes in one replicate.
+
+    Args:
+      spec: the network; forward cells only.
+      genotypes: codes [n, E], or [n, 2, E] for two cells of their own.
+      batch: images B.
+
+    Returns:
+      The work; zeros for n = 0.
+
+    Raises:
+      ValueError: on feedback cells, a wrong shape or batch, or rows that are no cells of the space.
+    """
+    if spec.space.feedback:
+        raise ValueError("feedback=True: the necessary work of feedback cells is not known in closed form")
+    if not (isinstance(batch, int | np.integer) and batch >= 1):
+        raise ValueError(f"batch={batch!r} must be a whole number of at least 1")
+    pairs = genotype_pairs(spec, genotypes)
+    if not len(pairs):
+        return Work(*[0] * len(Work._fields))
+    alive = spec.space.prune(pairs.reshape(-1, pairs.shape[-1])).reshape(pairs.shape).astype(np.int64)
+    pairs = np.unique(alive, axis=0)
+    tally = _Tally(spec, int(batch))
+    tally.stem()
+    first = _cell1(tally, pairs[:, 0])
+    tally.between(len(pairs), first)
+    _cell2(tally, pairs[:, 1])
+    tally.after(len(pairs))
+    tally.weights(pairs)
+    return tally.work()
+
+
+class _Tally:
+    """Adds up work; `steps` are time steps, summed over all times a layer is computed."""
+
+    def __init__(self, spec: NetworkSpec, batch: int):
+        self.spec, self.batch, self.time = spec, batch, spec.time_steps
+        self.parts = dict.fromkeys(Work._fields, 0)
+        self.pixels = [h * w for h, w in map(spec.cell_size, range(2))]
+        self.values = [pixels * spec.cell_channels(cell) for cell, pixels in enumerate(self.pixels)]
+        squares = [0] * spec.space.num_ops
+        for k in spec.space.kernel_sizes:
+            squares[spec.space.conv_code(k)] = k * k
+        self.squares = np.array(squares)
+        self.is_conv = self.squares > 0
+
+    def add(self, part: str, flops: int, moved: int = 0) -> None:
+        """FLOPs and values moved, both for one image."""
+        self.parts[part] += int(flops) * self.batch
+        self.parts["bytes"] += int(moved) * self.batch * _VALUE_BYTES
+
+    def convs(self, cell: int, codes: Codes) -> None:
+        """Convolutions of a cell, all T steps each, with their norms; other codes count nothing."""
+        values, channels = self.values[cell], self.spec.cell_channels(cell)
+        times = self.time * int(self.is_conv[codes].sum())
+        self.add("convolution", 2 * values * channels * self.time * int(self.squares[codes].sum()), 2 * values * times)
+        self.add("norm", NORM_FLOPS * values * times)
+
+    def fires(self, neurons: int, times: int, *, read: int | None = None) -> None:
+        """LIF layers, T steps each, with their Gram matrices; `read` are the values they read, all together."""
+        steps = times * self.time
+        self.add("lif", LIF_FLOPS * neurons * steps, neurons * steps + (neurons * steps if read is None else read))
+        # (B + 1) / 2 pairs an image, so doubled FLOPs are whole.
+        self.add("gram", neurons * steps * (self.batch + 1), neurons * steps)
+
+    def pools(self, cell: int, steps: int) -> None:
+        """Average pooling of edges."""
+        self.add("pooling", AVGPOOL_FLOPS * self.values[cell] * steps, 2 * self.values[cell] * steps)
+
+    def sums(self, cell: int, there: NDArray[Any], varies: NDArray[Any]) -> int:
+        """Sums of inputs [inputs, n], those that do not vary over time added up first; time steps that come out."""
+        there, varies = there > 0, varies > 0
+        fixed, varying = (there & ~varies).sum(0), (there & varies).sum(0)
+        steps = np.where(varying > 0, self.time, 1)
+        additions = np.maximum(fixed - 1, 0) + self.time * np.where(varying > 0, varying - (fixed == 0), 0)
+        moved = np.where(fixed + varying > 1, fixed + self.time * varying + steps, 0)
+        self.add("sums", self.values[cell] * int(additions.sum()), self.values[cell] * int(moved.sum()))
+        return int(steps.sum())
+
+    def stem(self) -> None:
+        """The stem with its norm, one step."""
+        h, w, channels = self.spec.image_shape
+        self.add("stem", 2 * 9 * channels * self.values[0], h * w * channels + self.values[0])
+        self.add("norm", NORM_FLOPS * self.values[0])
+
+    def between(self, candidates: int, steps: int) -> None:
+        """The transition; `steps` are those of its input, all candidates together."""
+        (values, pooled), times = self.values, candidates * self.time
+        channels = self.spec.channels
+        self.add("norm", NORM_FLOPS * values * steps)
+        self.fires(values, candidates, read=values * steps)
+        self.add("convolution", 2 * 9 * channels * 2 * values * times, (values + pooled) * times)
+        self.add("norm", NORM_FLOPS * 2 * values * times)
+        self.add("pooling", 4 * pooled * times)
+
+    def after(self, candidates: int) -> None:
+        """Last layer and head."""
+        spec, values, times = self.spec, self.values[1], candidates * self.time
+        self.add("norm", NORM_FLOPS * values * times)
+        self.fires(values, candidates)
+        if spec.head == "snasnet":
+            area = spec.head_pool**2
+            self.add("pooling", area * spec.features * times, (values + spec.features) * times if area > 1 else 0)
+            linear = 2 * spec.features * spec.head_hidden
+            self.add("convolution", linear * times, (spec.features + spec.head_hidden) * times)
+            self.fires(spec.head_hidden, candidates)
+
+    def weights(self, pairs: Codes) -> None:
+        """Bytes of all weights in use, read once."""
+        layers = self.spec.fixed_layers()
+        sizes = [layer.kernel**2 * layer.c_in * layer.c_out for name, layer in layers.items() if name != "head.out"]
+        affine = sum(2 * layer.c_out for layer in layers.values() if layer.norm)
+        for cell in range(2):
+            channels = self.spec.cell_channels(cell)
+            for edge in range(pairs.shape[2]):
+                used = self.squares[np.unique(pairs[:, cell, edge])]
+                sizes.append(int(used.sum()) * channels**2)
+                affine += 2 * channels * int((used > 0).sum())
+        self.parts["bytes"] += _VALUE_BYTES * (sum(sizes) + affine)
+
+    def work(self) -> Work:
+        """What was added up."""
+        return Work(**self.parts)
+
+
+def _distinct(*columns: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Distinct rows of columns [n], as columns again."""
+    return np.unique(np.stack([column.astype(np.int64) for column in columns]), axis=1)
+
+
+def _cell1(tally: _Tally, rows: Codes) -> int:
+    """Adds cell 1 of all candidates; returns the time steps of node 3, summed over candidates."""
+    is_conv, avgpool = tally.is_conv, tally.spec.space.avgpool
+    e01, e02, e12, e03, e13, e23 = rows.T
+    # Whether what an edge gives changes over time: node 0 does not, nor does what is made of it without spikes.
+    vary01, vary02, vary03 = is_conv[e01], is_conv[e02], is_conv[e03]
+    vary12 = is_conv[e12] | ((e12 != ZERO) & vary01)
+    vary2 = vary02 | vary12
+    vary13 = is_conv[e13] | ((e13 != ZERO) & vary01)
+    vary23 = is_conv[e23] | ((e23 != ZERO) & vary2)
+    nodes = [  # what names the node's value, whether it varies, the edges that read it
+        ([np.zeros_like(e01)], np.zeros_like(vary01), [e01, e02, e03]),
+        ([e01], vary01, [e12, e13]),
+        ([np.where(e12 == ZERO, ZERO, e01), e02, e12], vary2, [e23]),
+    ]
+    for name, varies, readers in nodes:
+        for op in readers:
+            tally.convs(0, _distinct(*name, op)[-1])
+        for wanted in (is_conv, np.arange(len(is_conv)) == avgpool):
+            who = np.any([wanted[op] for op in readers], axis=0)
+            varying = _distinct(*(column[who] for column in name), varies[who])[-1]
+            steps = int(np.where(varying, tally.time, 1).sum())
+            if wanted is is_conv:
+                tally.fires(tally.values[0], len(varying), read=tally.values[0] * steps)
+            else:
+                tally.pools(0, steps)
+    columns = _distinct(*nodes[2][0], e02 != ZERO, e12 != ZERO, vary02, vary12)
+    tally.sums(0, columns[3:5], columns[5:])
+    return tally.sums(0, np.stack([e03 != ZERO, e13 != ZERO, e23 != ZERO]), np.stack([vary03, vary13, vary23]))
+
+
+def _cell2(tally: _Tally, rows: Codes) -> None:
+    """Adds cell 2 of all candidates; everything in it varies over time."""
+    is_conv, avgpool = tally.is_conv, tally.spec.space.avgpool
+    e01, e02, e12, e03, e13, e23 = rows.T
+    for readers in ([e01, e02, e03], [e12, e13], [e23]):
+        for op in readers:
+            tally.convs(1, op)
+        tally.fires(tally.values[1], int(np.any([is_conv[op] for op in readers], axis=0).sum()))
+        tally.pools(1, tally.time * int(np.any([op == avgpool for op in readers], axis=0).sum()))
+    for inputs in ([e02, e12], [e03, e13, e23]):
+        there = np.stack(inputs) != ZERO
+        tally.sums(1, there, there)
