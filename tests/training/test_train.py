@@ -1,5 +1,6 @@
 """Training: that it learns, from the training images alone, and survives being killed at any instant."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,13 @@ def test_validation_and_test_images_do_not_train(model):
     given = data()
     without = make_dataset("halves", given.train, empty, empty, 2)
     assert_same_weights(run(data=without), model)
+
+
+def test_training_never_looks_at_test_images(model):
+    """Nor does its validation accuracy, by which models are chosen."""
+    blind = run(data=dataclasses.replace(data(), test=cast(Any, None)))
+    assert_same_weights(blind, model)
+    assert blind.metrics["validation_accuracy"] == model.metrics["validation_accuracy"]
 
 
 def test_the_seed_decides(model):
