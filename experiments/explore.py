@@ -3,7 +3,7 @@
     python experiments/explore.py                       # 5,000 MNIST digits, under 10 minutes on 2 cores
     python experiments/explore.py --data cifar10        # an hour or two on 2 cores
 
-Ends with a table, and a run folder with tables, figures, pages.md and trained, exported checkpoints.
+Ends with a table, and a run folder with tables, figures, report.md and trained, exported checkpoints.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@
 
 Scores a sample of cells from the union of the six kernel sets at full size with many seeds (the reference),
 and at many smaller sizes with draws of their own. Leaves tables/fidelity.parquet, figures/fidelity.png and
-pages.md in the run folder. Killed, it goes on where it was; `timing/` is measured anew when it is removed.
+report.md in the run folder. Killed, it goes on where it was; `timing/` is measured anew when it is removed.
 """
 
 import dataclasses

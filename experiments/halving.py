@@ -3,7 +3,7 @@
     python experiments/halving.py --data cifar10 --data-dir DIR      # sets 1,3 and 3,5: about 15 minutes on 2 cores
 
 Searches each set twice, by halving and by scoring every cell at full fidelity, on the same draws, and says where
-halving's choice stands in the complete ranking. Leaves tables/halving.parquet and pages.md in the run folder.
+halving's choice stands in the complete ranking. Leaves tables/halving.parquet and report.md in the run folder.
 Killed, it goes on where it was.
 """
 

@@ -217,7 +217,7 @@ def choose_model(job: Job) -> "pl.DataFrame":
 
     Both use mean validation accuracy; test accuracy is only reported. Memory is counted at this job's bits,
     which need not be those of the search. Leaves ``tables/tradeoff.parquet`` (a row for each finalist and baseline),
-    ``figures/tradeoff.png``, `chosen` and `search_helped` in ``summary.json``, and ``pages.md``.
+    ``figures/tradeoff.png``, `chosen` and `search_helped` in ``summary.json``, and ``report.md``.
 
     Raises:
       tradeoff.NothingFitsError: one line, if no finalist fits.
@@ -281,7 +281,7 @@ def choose_model(job: Job) -> "pl.DataFrame":
 
 
 def write_summary_report(job: Job) -> Path:
-    """Writes ``pages.md`` from the run's tables: what was run, and the four steps' results."""
+    """Writes ``report.md`` from the run's tables: what was run, and the four steps' results."""
     import polars as pl
 
     run, preset = job.run, job.preset

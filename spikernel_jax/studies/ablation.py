@@ -185,7 +185,7 @@ def make_base(data: str, preset: Preset, recipe: str) -> Base:
 def ablate(job: Job, base: Base, rows: Sequence[Row], seeds: Sequence[int], deadline: float) -> "pl.DataFrame":
     """Trains all rows seed by seed, goes on where a killed process stopped, and writes what there is after each.
 
-    Leaves ``tables/recipe_ablation.parquet`` and ``pages.md``, with what other commands trained in the folder.
+    Leaves ``tables/recipe_ablation.parquet`` and ``report.md``, with what other commands trained in the folder.
 
     Args:
       job: run folder, data, seed and `bits`.

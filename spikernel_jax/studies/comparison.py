@@ -84,7 +84,7 @@ def compare(job: Job, study: Study) -> "pl.DataFrame":
     """Runs every strategy for every seed, goes on where a killed process stopped, and writes the result.
 
     Leaves ``tables/evaluations.parquet`` (a row for each scored candidate: `strategy`, `seed`, `evaluation`,
-    which counts from 1, `genotype`, `score`, `memory_bytes`), ``figures/progress.png``, and ``pages.md``. Pruning
+    which counts from 1, `genotype`, `score`, `memory_bytes`), ``figures/progress.png``, and ``report.md``. Pruning
     (forward and feedback cells) is one row: the cell that it came to, with the number of supernets that it
     scored as `evaluation`. Exhaustive scores of the forward space are rows of the strategy "exhaustive".
 

@@ -114,7 +114,7 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
     """Trains every network over all seeds, goes on where a killed process stopped, and writes the result.
 
     Leaves ``tables/kernel_controlled.parquet`` (a row for each comparison, seed and kernel size),
-    ``figures/kernel_controlled.png``, ``pages.md``, and `kernel_controlled` in ``summary.json``. A network that
+    ``figures/kernel_controlled.png``, ``report.md``, and `kernel_controlled` in ``summary.json``. A network that
     both comparisons hold is trained once a seed and stands in both.
 
     Args:

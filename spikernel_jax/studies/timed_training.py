@@ -242,7 +242,7 @@ def train_in_time(task: Task, out: str | Path) -> dict[str, Any]:
     """Plans, trains, tests and exports, or goes on where an earlier start stopped.
 
     Leaves ``plan.json`` (before training), ``training/`` (checkpoints, ``metrics.jsonl``), ``test.json``,
-    ``checkpoint`` (for `load_model`), ``figures/accuracy.png``, ``summary.json`` and ``pages.md``.
+    ``checkpoint`` (for `load_model`), ``figures/accuracy.png``, ``summary.json`` and ``report.md``.
 
     Args:
       task: of `open_task`.
