@@ -194,8 +194,7 @@ def _limit_text(settings: Settings, entries: list[dict[str, Any]]) -> str:
 
 
 def _profile_entry(settings: Settings, bench: Bench, untraced: float) -> dict[str, Any]:
-    programs = trace_parts.live_programs(settings.devices[0])
-    ours = {name: found for name, found in programs.items() if name in ("jit_prepare", "jit_by_lane")}
+    ours = trace_parts.live_programs(settings.devices[0], ("jit_prepare", "jit_by_lane"))
     events, traced = trace_parts.profile(bench.run)
     parts, sources = trace_parts.device_seconds(events, ours)
     total = sum(parts.values())

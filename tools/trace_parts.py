@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,10 +140,10 @@ def device_seconds(
     return parts, sources
 
 
-def live_programs(device: Any, prefix: str = "") -> dict[str, dict[str, Instruction]]:
-    """Instructions of the programs that a device holds compiled, by name, which begins so; of equal names the last."""
+def live_programs(device: Any, names: Container[str]) -> dict[str, dict[str, Instruction]]:
+    """Instructions of the programs of these names that a device holds compiled; of equal names the last."""
     modules = {module.name: module for program in device.client.live_executables() for module in program.hlo_modules()}
-    return {name: instructions(module.to_string()) for name, module in modules.items() if name.startswith(prefix)}
+    return {name: instructions(module.to_string()) for name, module in modules.items() if name in names}
 
 
 def profile(call: Callable[[], Any]) -> tuple[list[dict[str, Any]], float]:

@@ -1,7 +1,6 @@
 """Data sets keep one contract, whatever their source; augmentation is a crop of the padded image."""
 
 import gzip
-import importlib.util
 import io
 import runpy
 import shutil
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import prepare_data
 from spikernel_jax.data import (
     DATASETS,
     DataNotFoundError,
@@ -32,19 +32,6 @@ from spikernel_jax.data import (
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 LIMITS: dict[str, Any] = {"limit_train": 200, "limit_validation": 100, "limit_test": 100}
-
-
-def _tool():
-    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "tools" / "prepare_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_data"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-prepare_data = _tool()
 
 
 def _idx(array):

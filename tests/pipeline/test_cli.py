@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import jax
 import polars as pl
 import pytest
 
+import scripts
 from spikernel_jax import Model, NetworkSpec, save_model
 from spikernel_jax.cells.genotype import CellSpace
 from spikernel_jax.io import machine
@@ -37,10 +37,7 @@ def data_read_once():
 
 
 def start(script: str, *options: str) -> None:
-    """Runs a script in this process, as the shell would."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{script}.py", *options])
-        runpy.run_path(str(EXPERIMENTS / f"{script}.py"), run_name="__main__")
+    scripts.start(EXPERIMENTS / f"{script}.py", *options)
 
 
 def one_line(err: str, code: Any) -> str:

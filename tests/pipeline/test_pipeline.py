@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import math
-import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import scripts
 from spikernel_jax import costs, evaluate, load_dataset, load_model
 from spikernel_jax.cells.genotype import CellSpace
 from spikernel_jax.io.files import read_jsonl
@@ -42,9 +42,8 @@ def run() -> Run:
 
     def script(name: str, *options: str) -> str:
         printed = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-            patch.setattr(sys, "argv", [f"{name}.py", *options])
-            runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+        with contextlib.redirect_stdout(printed):
+            scripts.start(EXPERIMENTS / f"{name}.py", *options)
         return printed.getvalue()
 
     return script

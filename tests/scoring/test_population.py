@@ -33,13 +33,17 @@ IMAGES = RNG.normal(size=(2, 4, 8, 8, 1)).astype(np.float32)
 POOL = RNG.integers(256, size=(12, 8, 8, 1), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def rows() -> np.ndarray:
-    """Eight distinct cells, one of them without any convolution."""
+def eight_cells() -> np.ndarray:
+    """Distinct ones, one of them without any convolution."""
     cells = SPACE.enumerate()
     found = cells[np.random.default_rng(1).choice(len(cells), CHUNK, replace=False)]
     found[0] = SPACE.parse("0>3:skip")
     return found
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return eight_cells()
 
 
 @pytest.fixture(scope="module")
@@ -299,10 +303,7 @@ def scores_on_devices(with_devices, tmp_path_factory) -> dict[int, np.ndarray]:
     code = f"""
 import numpy as np, jax, test_population as t
 from spikernel_jax.scoring import population
-cells = t.SPACE.enumerate()
-rows = cells[np.random.default_rng(1).choice(len(cells), t.CHUNK, replace=False)]
-rows[0] = t.SPACE.parse("0>3:skip")
-bank, found = t.make_bank(t.KEY, t.SPEC, 2), {{}}
+rows, bank, found = t.eight_cells(), t.make_bank(t.KEY, t.SPEC, 2), {{}}
 for count in (1, 2, None):
     devices = jax.local_devices()[:count] if count else None  # all that there are
     scorer = population.Scorer(bank, t.IMAGES, t.SPEC, chunk=1, devices=devices)

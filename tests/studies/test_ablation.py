@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import math
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+import scripts
 from spikernel_jax.data import Split
 from spikernel_jax.io.runs import RunFolder
 from spikernel_jax.pipeline import jobs, presets, trials
@@ -19,6 +18,8 @@ from spikernel_jax.studies.ablation import BASE, ROWS, Row
 from spikernel_jax.training.loop import TrainingDivergedError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "recipe_ablation.py"
+start = functools.partial(scripts.start, SCRIPT)
+refused = functools.partial(scripts.refused, SCRIPT)
 SMALL = ["--preset", "smoke", "--channels", "2", "--time-steps", "1", "--epochs", "2", "--limit-train", "32"]
 TWO = ["--rows", "smoothing", "--seeds", "2"]
 
@@ -41,22 +42,6 @@ def data_read_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "load_dataset", sealed)
         yield
-
-
-def start(*options: str) -> None:
-    """Runs the script in this process, as the shell would."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [SCRIPT.name, *options])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-
-def refused(capsys, *options: str) -> str:
-    """What the script says on stderr, in one line, as it refuses."""
-    with pytest.raises(SystemExit) as stop:
-        start(*options)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 def table_of(out: Path) -> pl.DataFrame:

@@ -2,8 +2,6 @@
 
 import functools
 import re
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import scripts
 from spikernel_jax import CellSpace, costs, data, make_bank, score_population
 from spikernel_jax.io.runs import RunFolder
 from spikernel_jax.pipeline import presets
@@ -22,6 +21,7 @@ from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.studies import comparison
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "beyond_enumeration.py"
+start = functools.partial(scripts.start, SCRIPT)
 NAN, INF = float("nan"), float("inf")
 SMALL = ["--preset", "smoke", "--kernel-set", "3", "--budget", "14", "--seeds", "2", "--population", "8",
          "--sample", "4", "--children", "4"]  # fmt: skip
@@ -33,13 +33,6 @@ def data_read_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load_dataset", functools.cache(data.load_dataset))
         yield
-
-
-def start(*options: str) -> None:
-    """Runs the script in this process, as the shell would."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [SCRIPT.name, *options])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 def quickly(rows: np.ndarray, *_: Any, **__: Any) -> population.Scores:

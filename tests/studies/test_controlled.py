@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import math
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import scripts
 from spikernel_jax import costs
 from spikernel_jax.cells.genotype import CellSpace
 from spikernel_jax.data import load_dataset
@@ -21,6 +20,8 @@ from spikernel_jax.report import figures
 from spikernel_jax.studies import controlled
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "kernel_controlled.py"
+start = functools.partial(scripts.start, SCRIPT)
+refused = functools.partial(scripts.refused, SCRIPT)
 CELL = "0>3:convK"
 SMALL = ["--preset", "smoke", "--cell", CELL, "--channels", "2", "--epochs", "2", "--limit-train", "32"]
 SMALL += ["--kernel-sizes", "1", "3"]
@@ -33,22 +34,6 @@ def data_read_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "load_dataset", functools.cache(jobs.load_dataset))
         yield
-
-
-def start(*options: str) -> None:
-    """Runs the script in this process, as the shell would."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [SCRIPT.name, *options])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-
-def refused(capsys, *options: str) -> str:
-    """What the script says on stderr, in one line, as it refuses."""
-    with pytest.raises(SystemExit) as stop:
-        start(*options)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 def drawn() -> pl.DataFrame:

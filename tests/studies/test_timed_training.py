@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import scripts
 from spikernel_jax import load_model
 from spikernel_jax.data import Dataset, Split, load_dataset
 from spikernel_jax.io import files
@@ -27,6 +27,8 @@ from spikernel_jax.studies import timed_training
 from spikernel_jax.studies.timed_training import Costs, epochs_that_fit
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "accuracy.py"
+start = functools.partial(scripts.start, SCRIPT)
+refused = functools.partial(scripts.refused, SCRIPT)
 SMALL = ["--preset", "smoke", "--cell", "0>3:conv3", "--channels", "2", "--compilation-cache", "off"]
 LIMITS: dict[str, Any] = {"limit_train": 64, "limit_validation": 32, "limit_test": 32}
 
@@ -38,22 +40,6 @@ def in_this_process():
         patch.setattr(timed_training, "load_dataset", functools.cache(load_dataset))
         patch.setattr(timed_training, "process_seconds", lambda: 2.0)
         yield
-
-
-def start(*options: str) -> None:
-    """Runs the script in this process, as the shell would."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [SCRIPT.name, *options])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-
-def refused(capsys, *options: str) -> str:
-    """What the script says on stderr, in one line, as it refuses."""
-    with pytest.raises(SystemExit) as stop:
-        start(*options)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 def records(out: Path) -> list[dict[str, Any]]:

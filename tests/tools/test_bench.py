@@ -1,27 +1,26 @@
 """The scoring benchmark's pure parts, and one tiny run of the whole command."""
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bench_common
+import bench_scoring
+import ceilings
+import trace_parts
 from spikernel_jax import CellSpace, NetworkSpec
 from spikernel_jax.scoring import engine, proxies
 from spikernel_jax.snn import convolution, neurons, operations
 from work import necessary_work
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))  # as for a script that lies there
-bench_common, bench_scoring, ceilings, trace_parts = (
-    cast(Any, importlib.import_module(name)) for name in ("bench_common", "bench_scoring", "ceilings", "trace_parts")
-)
 
 SPACE = CellSpace((1, 3))
 SPEC = NetworkSpec((8, 8, 3), 10, SPACE, channels=2, time_steps=2)
@@ -135,7 +134,7 @@ def test_a_real_profile_names_the_parts():
 
     x, kernel = jnp.ones((2, 4, 16, 16, 3)), jnp.ones((3, 3, 3, 4))
     jax.block_until_ready(some_layers(x, kernel))
-    programs = trace_parts.live_programs(jax.devices()[0], "jit_some_layers")
+    programs = trace_parts.live_programs(jax.devices()[0], ["jit_some_layers"])
     assert len(programs) == 1
     events, seconds = trace_parts.profile(lambda: jax.block_until_ready(some_layers(x, kernel)))
     parts, _ = trace_parts.device_seconds(events, programs)

@@ -8,23 +8,22 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bench_kernels
+import bench_training
+import peers
+import peers_training
 from spikernel_jax import CellSpace, NetworkSpec, load_snasnet
 from spikernel_jax.snn import network, neurons
 from spikernel_jax.training.loop import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))  # as for a script that lies there
-bench_kernels, bench_training, ceilings, peers, peers_training = (
-    cast(Any, importlib.import_module(name))
-    for name in ("bench_kernels", "bench_training", "ceilings", "peers", "peers_training")
-)
 needs_torch = pytest.mark.skipif(peers.missing() is not None, reason=str(peers.missing()))
 
 SPACE = CellSpace((1, 3))

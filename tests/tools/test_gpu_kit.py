@@ -1,28 +1,15 @@
 """What is packed for a GPU machine without a network; pip is not run."""
 
-import importlib.util
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import gpu_kit as kit
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_kit", ROOT / "tools" / "gpu_kit.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_kit"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-kit = load_tool()
 
 
 @pytest.fixture

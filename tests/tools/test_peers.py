@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import peers
 from spikernel_jax import CellSpace, NetworkSpec, NeuronSpec, load_snasnet
 from spikernel_jax.scoring import proxies
 from spikernel_jax.snn import snasnet
@@ -29,17 +29,6 @@ MANIFESTS = sorted(FOLDER.glob("*.json"))
 CASES = [(path, name) for path in MANIFESTS for name in json.loads(path.read_text()).get("cases", {})]
 
 
-def _tool() -> Any:
-    spec = importlib.util.spec_from_file_location("peers", ROOT / "tools" / "peers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["peers"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-peers = _tool()
 needs_torch = pytest.mark.skipif(peers.missing() is not None, reason=str(peers.missing()))
 every_case = pytest.mark.parametrize(
     ("path", "name"),
@@ -241,6 +230,7 @@ def test_missing_says_in_one_line_what_to_install(monkeypatch, error):
     peers._libraries.cache_clear()
     monkeypatch.setattr(peers.importlib, "import_module", fail)
     line = peers.missing()
+    assert line is not None
     assert len(line.splitlines()) == 1
     assert str(error).splitlines()[0] in line
     assert "pip install torch==" in line

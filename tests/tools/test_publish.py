@@ -1,31 +1,18 @@
 """Publishing a run: what is copied, what must not be deleted, and no path of the machine in it."""
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
+import publish_run as tool
 from spikernel_jax.io.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _tool() -> Any:
-    spec = importlib.util.spec_from_file_location("publish_run", ROOT / "tools" / "publish_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["publish_run"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = _tool()
 KEPT = {"config.json", "summary.json", "report.md", "figures", "tables"}
 
 

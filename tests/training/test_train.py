@@ -1,7 +1,6 @@
 """Training: that it learns, from the training images alone, and survives being killed at any instant."""
 
 import dataclasses
-import importlib
 import json
 import os
 import random
@@ -24,10 +23,10 @@ from spikernel_jax.io import files
 from spikernel_jax.snn import cost, network
 from spikernel_jax.snn.model import Model, hashable
 from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training import loop as training
 from spikernel_jax.training import parallel, recipe
-
-training = importlib.import_module("spikernel_jax.training.loop")  # the package's `train` is the function
-TrainConfig, train, evaluate = training.TrainConfig, training.train, training.evaluate
+from spikernel_jax.training.loop import evaluate, train
+from spikernel_jax.training.recipe import TrainConfig
 
 SPEC = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=2, dropout=0.1)
 CELL = SPEC.space.parse("0>1:skip 0>3:conv3 1>3:avgpool")
