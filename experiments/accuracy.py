@@ -25,7 +25,7 @@ from rich.console import Console
 
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.timed_presets import Timed, get_timed_preset
-from spikernel_jax.studies import timed_training
+from spikernel_jax.studies.accuracy import open_task, train_in_time
 
 _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
 _OF_RECIPE = (
@@ -115,12 +115,10 @@ def settings(options: Options) -> tuple[str, Timed]:
 def accuracy(options: Options) -> None:
     """Trains, tests once, and prints the accuracies."""
     name, preset = settings(options)
-    task = timed_training.open_task(
-        options.data, name, preset, seed=options.seed, data_dir=options.data_dir, say=cli.say
-    )
+    task = open_task(options.data, name, preset, seed=options.seed, data_dir=options.data_dir, say=cli.say)
     cli.say(f"data: {task.data.source}")
     out = options.out or Path("runs") / f"accuracy-{options.data}-{name}-seed{options.seed}"
-    result = timed_training.train_in_time(task, out)
+    result = train_in_time(task, out)
     Console().print(
         f"{options.data}: {task.validation_name} {100 * result['validation_accuracy']:.2f} %, "
         f"test {100 * result['test_accuracy']:.2f} %, {result['parameters']:,} parameters, T = {preset.time_steps}, "

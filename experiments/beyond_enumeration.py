@@ -19,16 +19,16 @@ from typing import Literal
 from rich.console import Console
 from rich.markdown import Markdown
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import load_dataset
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import cli, tradeoff
-from spikernel_jax.pipeline.jobs import Job
+from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.presets import get_preset
-from spikernel_jax.scoring import proxies
+from spikernel_jax.scoring import scores
 from spikernel_jax.scoring.fidelity import NAMES
 from spikernel_jax.search.evolution import Evolution
-from spikernel_jax.studies import comparison
+from spikernel_jax.studies.beyond_enumeration import Study, compare, summarise, summary_markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +64,16 @@ def _kernel_set(text: str) -> tuple[int, ...]:
         raise ValueError(f"--kernel-set {text!r}: want different odd sizes from 1 to 15 with commas, as 3,5") from None
 
 
-def open_study(options: Options) -> tuple[Job, comparison.Study]:
+def open_study(options: Options) -> tuple[Job, Study]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
     data, name, seed = options.data or "mnist5k", options.preset or "cpu", options.seed or 0
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed {seed} must be from 0 to {2**32 - 1}")
     preset = get_preset(data, name)
     preset = dataclasses.replace(preset, score=options.score or preset.score)
-    proxies.get_score(preset.score)
+    scores.get_score(preset.score)
     budget = preset.memory_budget if options.memory_budget is None else options.memory_budget
-    study = comparison.Study(
+    study = Study(
         space=options.space,
         kernel_set=_kernel_set(options.kernel_set),
         budget=options.budget,
@@ -107,8 +107,8 @@ def beyond_enumeration(options: Options) -> None:
     """Compares the strategies."""
     job, study = open_study(options)
     with job.run.lock():
-        summary = comparison.summarise(comparison.compare(job, study))
-    Console().print(Markdown(comparison.summary_markdown(summary)))
+        summary = summarise(compare(job, study))
+    Console().print(Markdown(summary_markdown(summary)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax.pipeline import cli, ranking, steps
+from spikernel_jax.pipeline import cli, search, steps
 from spikernel_jax.report import pages
 
 
@@ -25,7 +25,7 @@ def explore(options: Options) -> None:
     console = Console()
     with job.run.lock():
         console.print(pages.impact_table(steps.impact(job)))
-        console.print(pages.finalists_table(ranking.search_sets(job, steps.kernel_sets(job))))
+        console.print(pages.finalists_table(search.search_sets(job, steps.kernel_sets(job))))
         steps.train_finalists(job)
         steps.train_baselines(job)
         console.print(pages.tradeoff_table(steps.choose_model(job)))

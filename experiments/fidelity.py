@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 from scipy import stats
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import DATASETS, Dataset, load_dataset
-from spikernel_jax.io.chunks import ChunkStore
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.io.store import ChunkStore
 from spikernel_jax.pipeline import cli
 from spikernel_jax.report import figures, pages
 from spikernel_jax.scoring.fidelity import Fidelity
-from spikernel_jax.scoring.population import PRECISIONS, Scorer, make_bank
+from spikernel_jax.scoring.scorer import PRECISIONS, Scorer, make_bank
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 
 if TYPE_CHECKING:

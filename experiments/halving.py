@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 from scipy import stats
 
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.io.runs import RunFolder
-from spikernel_jax.pipeline import cli, jobs, ranking
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.pipeline import cli, search
+from spikernel_jax.pipeline.job import open_job
 from spikernel_jax.pipeline.tradeoff import parse_bytes
 from spikernel_jax.report import figures, pages
 
@@ -59,7 +60,7 @@ def compare(options: Options) -> "pl.DataFrame":
                 "bits": options.bits,
                 "memory_budget": options.memory_budget and parse_bytes(options.memory_budget),
             }
-            job = jobs.open_job(
+            job = open_job(
                 out / f"{name}-{'-'.join(map(str, sizes))}",
                 data=data,
                 preset=preset,
@@ -69,7 +70,7 @@ def compare(options: Options) -> "pl.DataFrame":
                 say=cli.say,
             )
             with job.run.lock():
-                found[name] = ranking.search_sets(job, [sizes])
+                found[name] = search.search_sets(job, [sizes])
             seconds[f"seconds_{name}"] = job.run.read_json("summary.json")["seconds"]["search"]
             source = job.data.source
         both = found["halving"].join(found["complete"].select("genotype", full_score="score"), on="genotype")

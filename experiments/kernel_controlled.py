@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.jobs import Job, check_seed, open_experiment
+from spikernel_jax.pipeline.job import Job, check_seed, open_experiment
 from spikernel_jax.pipeline.presets import get_preset
-from spikernel_jax.studies import controlled
+from spikernel_jax.studies.kernel_controlled import Plan, accuracy_markdown, compare, make_plan, summarise
 from spikernel_jax.training.recipe import DEFAULT_RECIPE
 
 
@@ -47,7 +47,7 @@ class Options(cli.Shared, cli.ImpactOptions, cli.TrainingOptions):
     """Training images; default the preset's."""
 
 
-def open_comparison(options: Options) -> tuple[Job, controlled.Plan]:
+def open_comparison(options: Options) -> tuple[Job, Plan]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
     data, name, seed = options.data or "mnist5k", options.preset or "cpu", check_seed(options.seed or 0)
     recipe = options.recipe or DEFAULT_RECIPE
@@ -62,7 +62,7 @@ def open_comparison(options: Options) -> tuple[Job, controlled.Plan]:
         bits=options.bits,
         limit_train=options.limit_train,
     )
-    plan = controlled.make_plan(data, preset, recipe, options.parameters)
+    plan = make_plan(data, preset, recipe, options.parameters)
     config = {
         "data": data,
         "preset": name,
@@ -81,8 +81,8 @@ def kernel_controlled(options: Options) -> None:
     """Compares the kernel sizes, and prints the accuracies."""
     job, plan = open_comparison(options)
     with job.run.lock():
-        summary = controlled.summarise(controlled.compare(job, plan))
-    Console().print(Markdown(controlled.accuracy_markdown(summary)))
+        summary = summarise(compare(job, plan))
+    Console().print(Markdown(accuracy_markdown(summary)))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.jobs import Job, check_seed, open_experiment
+from spikernel_jax.pipeline.job import Job, check_seed, open_experiment
 from spikernel_jax.pipeline.presets import get_preset
 from spikernel_jax.snn.spec import spec_to_json
-from spikernel_jax.studies import ablation
+from spikernel_jax.studies.recipe_ablation import Base, Row, ablate, make_base, summarise, summary_markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Options(cli.Shared):
     """No training is begun after so many minutes; default no limit."""
 
 
-def open_ablation(options: Options) -> tuple[Job, ablation.Base, list[ablation.Row]]:
+def open_ablation(options: Options) -> tuple[Job, Base, list[Row]]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
     data, name, seed = options.data or "mnist5k", options.preset or "cpu", check_seed(options.seed or 0)
     if not 1 <= options.seeds <= 1000:
@@ -70,7 +70,7 @@ def open_ablation(options: Options) -> tuple[Job, ablation.Base, list[ablation.R
         batch_size=options.batch_size,
         bits=options.bits,
     )
-    base = ablation.make_base(data, preset, options.base_recipe)
+    base = make_base(data, preset, options.base_recipe)
     rows = base.choose(options.rows, options.groups)
     config = {
         "data": data,
@@ -94,9 +94,9 @@ def recipe_ablation(options: Options) -> None:
     job, base, rows = open_ablation(options)
     seeds = range(job.seed * 1000, job.seed * 1000 + options.seeds)
     with job.run.lock():
-        table = ablation.ablate(job, base, rows, seeds, deadline)
+        table = ablate(job, base, rows, seeds, deadline)
     if not table.is_empty():
-        Console().print(Markdown(ablation.summary_markdown(ablation.summarise(table), narrow=True)))
+        Console().print(Markdown(summary_markdown(summarise(table), narrow=True)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax.pipeline import cli, ranking, steps
+from spikernel_jax.pipeline import cli, steps
+from spikernel_jax.pipeline.search import score_share, search_sets
 from spikernel_jax.report import pages
 
 
@@ -25,10 +26,10 @@ def search(options: Options) -> None:
     with processes.session():
         job = cli.open_job(options, needs=("impact", "experiments/kernel_impact.py"), processes=processes)
         if not processes.first:
-            ranking.score_share(job)
+            score_share(job)
             return
         with job.run.lock():
-            found = ranking.search_sets(job, steps.kernel_sets(job))
+            found = search_sets(job, steps.kernel_sets(job))
     Console().print(pages.finalists_table(found))
 
 

@@ -2,10 +2,10 @@
 
 from importlib import metadata
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import load_dataset, make_dataset
 from spikernel_jax.scoring.independent import score_independently
-from spikernel_jax.scoring.population import Scores, make_bank, score_population
+from spikernel_jax.scoring.scorer import Scores, make_bank, score_population
 from spikernel_jax.snn.cost import costs
 from spikernel_jax.snn.model import Model, NNXModel
 from spikernel_jax.snn.neurons import NeuronSpec

@@ -38,7 +38,7 @@ gc.set_threshold(100_000, 20, 20)
 
 
 # A background job of a shell without job control starts with SIGINT ignored, and so would all that tests start. What
-# the program does then is in test_stopping.py; all other tests are of a program that can be interrupted.
+# the program does then is in test_signals.py; all other tests are of a program that can be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

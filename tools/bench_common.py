@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ceilings
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.io import files, runs
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io import files, run_folder
 from spikernel_jax.scoring import engine
-from spikernel_jax.scoring.population import Scorer, make_bank
+from spikernel_jax.scoring.scorer import Scorer, make_bank
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 from work import Work, necessary_work
@@ -122,7 +122,7 @@ def report(title: str, script: str, began: float, settings: Settings, sections: 
     """
     arguments = [Path(text).name if os.path.isabs(text) else text for text in sys.argv[1:]]
     command = ["python", f"tools/{Path(script).name}", *arguments]
-    environment = runs.environment() | {"processor": processor(), "command": command}
+    environment = run_folder.environment() | {"processor": processor(), "command": command}
     results: dict[str, Any] = {
         "environment": environment,
         "options": dataclasses.asdict(dataclasses.replace(settings.options, json=None)),

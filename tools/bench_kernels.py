@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bench_common import Settings, say, table
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn.model import hashable
 from spikernel_jax.snn.spec import NetworkSpec
-from spikernel_jax.training import parallel
+from spikernel_jax.training.devices import devices_for, to_all
 from spikernel_jax.training.loop import TrainState, _Recipe, _step, _train_steps
 from spikernel_jax.training.recipe import TrainConfig
 
@@ -60,13 +60,13 @@ def compiled_step(
       steps: of a call, in a scan; 0 is one step without a scan around it.
     """
     codes = hashable(genotype)
-    devices = parallel.devices_for(len(labels))
+    devices = devices_for(len(labels))
     plan = _Recipe(spec, codes, config, 1_000_000, MEAN, STD, devices)  # so long a cosine is a constant
     init, key = jax.random.split(jax.random.key(seed))
     state = plan.start(init)
     chosen = jnp.arange(len(labels))
     chosen = jnp.tile(chosen, (steps, 1)) if steps else chosen
-    rest = parallel.to_all(devices, (key, images, labels, chosen))
+    rest = to_all(devices, (key, images, labels, chosen))
     step = _train_steps if steps else jax.jit(_step, static_argnames=("plan",), donate_argnames=("state",))
     compiled = step.lower(plan, state, *rest).compile()
     return Program(lambda state: compiled(state, *rest), steps or 1, state, compiled, config.precision)

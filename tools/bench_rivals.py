@@ -10,8 +10,8 @@ import numpy as np
 
 import peers
 from bench_common import Bench, Rows, Settings, representative, say, seconds_of, table
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.scoring import proxies
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.scoring import scores
 from spikernel_jax.snn.spec import NetworkSpec
 from work import necessary_work
 
@@ -111,7 +111,7 @@ def _rounds(
 
 def _naive_scores(spec: NetworkSpec, rows: jax.Array, bank: Any, images: jax.Array) -> jax.Array:
     """What one would write first: the score of one candidate, under vmap."""
-    return jax.vmap(lambda row: proxies.sahd_code(proxies.spike_terms(spec, row, bank, images)[0]))(jnp.asarray(rows))
+    return jax.vmap(lambda row: scores.sahd_code(scores.spike_terms(spec, row, bank, images)[0]))(jnp.asarray(rows))
 
 
 def _text(settings: Settings, entry: dict[str, Any], totals: dict[str, float]) -> str:

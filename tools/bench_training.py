@@ -45,13 +45,13 @@ import peers
 import peers_training
 from bench_common import Settings, filled, report, say, seconds_of, table
 from bench_kernels import MEAN, STD, compiled_step, measure_kernels
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import normalise
 from spikernel_jax.pipeline import cli
 from spikernel_jax.snn import neurons
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec
-from spikernel_jax.training import parallel
+from spikernel_jax.training.devices import devices_for
 from spikernel_jax.training.recipe import TrainConfig
 from work import necessary_work
 
@@ -373,7 +373,7 @@ def bench(options: Options) -> None:
     began = time.perf_counter()
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     options = filled(options, _DEFAULTS, jax.default_backend())
-    devices = list(parallel.devices_for(options.batch or 1).devices.flat)
+    devices = list(devices_for(options.batch or 1).devices.flat)
     genotype = SPACE.prune(SPACE.parse(options.cell))
     settings = Settings(options, devices, ceilings.Ceilings(0, 0, 0))
     settings.network(SPACE, head="snasnet")  # refuses sizes that no network has

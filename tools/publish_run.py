@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from spikernel_jax.io.files import atomic_folder
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import cli
 
 NEEDED = ("config.json", "report.md")  # of a finished run

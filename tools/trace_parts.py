@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from spikernel_jax.scoring import proxies
+from spikernel_jax.scoring import scores
 from spikernel_jax.snn import convolution, neurons, operations
 
 REST = "rest"
@@ -29,7 +29,7 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     operations.batch_norm: "norm",
     operations.avgpool3: "pooling",
     operations.downsample: "pooling",
-    proxies.normalised_hamming: "gram",
+    scores.normalised_hamming: "gram",
 }
 PARTS = (*dict.fromkeys(_FUNCTIONS.values()), REST)
 # Their time is that of the instructions inside them, which have events of their own.

@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spikernel_jax.cells.forms import ZERO
+from spikernel_jax.cells.canonical import ZERO
 from spikernel_jax.snn.cost import genotype_pairs
 from spikernel_jax.snn.spec import NetworkSpec
 

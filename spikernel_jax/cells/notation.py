@@ -2,7 +2,7 @@
 
 Both readers return the cell as written, an ordered mapping from an edge `(source, target)` to the name of
 its operation (`"skip"`, `"avgpool"`, `"conv3"`, ...). They know the grammar and nothing of any search
-space: which edges and kernel sizes are allowed is for `genotype.CellSpace` to say.
+space: which edges and kernel sizes are allowed is for `space.CellSpace` to say.
 """
 
 import re

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.pipeline.jobs import Job, settings_there
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.pipeline.job import Job, settings_there
 from spikernel_jax.pipeline.trials import Interval, interval
 from spikernel_jax.search import queue
 

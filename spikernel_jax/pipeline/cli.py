@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.io import distributed, machine, stopping
-from spikernel_jax.pipeline import jobs, tradeoff
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io import machine, signals
+from spikernel_jax.io.processes import ALONE, Processes, initialise
+from spikernel_jax.pipeline import job, tradeoff
 
 Options = TypeVar("Options")
 
@@ -98,9 +99,9 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
-def join_processes(options: ProcessOptions) -> distributed.Processes:
-    """The processes that a script's options or its cluster name; errors as `distributed.initialise`."""
-    return distributed.initialise(options.coordinator, options.processes, options.process_id, say=say)
+def join_processes(options: ProcessOptions) -> Processes:
+    """The processes that a script's options or its cluster name; errors as `processes.initialise`."""
+    return initialise(options.coordinator, options.processes, options.process_id, say=say)
 
 
 def open_job(
@@ -108,9 +109,9 @@ def open_job(
     *,
     override: bool = False,
     needs: tuple[str, str] | None = None,
-    processes: distributed.Processes = distributed.ALONE,
-) -> jobs.Job:
-    """The job that a script's options ask for; arguments and errors as `jobs.open_job`."""
+    processes: Processes = ALONE,
+) -> job.Job:
+    """The job that a script's options ask for; arguments and errors as `job.open_job`."""
     of_steps: dict[str, Any] = {"bits": options.bits}
     if isinstance(options, BudgetOptions):
         budget = options.memory_budget
@@ -122,7 +123,7 @@ def open_job(
         of_steps |= {"kernel_sizes": sorted(options.kernel_sizes) or None, "cell": options.cell}
     if isinstance(options, TrainingOptions):
         of_steps["recipe"] = options.recipe
-    return jobs.open_job(
+    return job.open_job(
         options.out,
         data=options.data,
         preset=options.preset,
@@ -160,7 +161,7 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except stopping.StoppedError as stopped:
+    except signals.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_status)
     except KeyboardInterrupt:

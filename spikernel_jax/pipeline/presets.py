@@ -8,7 +8,7 @@ everything runs.
 import dataclasses
 from typing import Any
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import DATASETS
 from spikernel_jax.scoring.fidelity import FIDELITIES, Fidelity
 from spikernel_jax.snn.spec import NetworkSpec

@@ -1,4 +1,4 @@
-"""SpiKernel's steps on a run folder: impact, kernel sets, training, trade-off; the search is `ranking`.
+"""SpiKernel's steps on a run folder: impact, kernel sets, training, trade-off; the search is `search`.
 
 Each step reads what the one before it left, can be killed at any instant, and goes on where it was. Every network is
 trained by the same recipe, for as many epochs and over the same seeds, so that any two of them can be compared.
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import DATASETS
 from spikernel_jax.io.files import read_jsonl
 from spikernel_jax.pipeline import baselines, tradeoff, trials
-from spikernel_jax.pipeline.jobs import Job, impact_genotypes, timed
+from spikernel_jax.pipeline.job import Job, impact_genotypes, timed
 from spikernel_jax.pipeline.trials import Trial
 from spikernel_jax.report import figures, pages
 from spikernel_jax.snn import cost

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import DATASETS
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from spikernel_jax.io.files import differences, read_json, read_jsonl, write_json
-from spikernel_jax.pipeline.jobs import Job
+from spikernel_jax.pipeline.job import Job
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json

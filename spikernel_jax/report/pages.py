@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spikernel_jax.io.files import atomic_path
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.report.figures import TRADEOFF_COLUMNS, mean_sd, numeric_columns
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def scores_markdown(table: "pl.DataFrame") -> str:
     """The finalists' scores as Markdown, and how many cells the score does not tell from each.
 
     Args:
-      table: of `ranking.search_sets`.
+      table: of `search.search_sets`.
     """
     import polars as pl
 

@@ -28,8 +28,8 @@ import numpy as np
 from jax import lax
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.forms import FORWARD_EDGES
-from spikernel_jax.scoring import proxies
+from spikernel_jax.cells.canonical import FORWARD_EDGES
+from spikernel_jax.scoring.scores import SpikeTerms, collect, get_score, normalised_hamming, spike_terms
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -114,7 +114,7 @@ def _begin(plan: Plan, pair: Any, bank: network.Params, state: network.State) ->
         None,
         state,
         train=True,
-        observe=proxies.normalised_hamming,
+        observe=normalised_hamming,
         spike_dtype=plan.spike_dtype,
     )
 
@@ -177,7 +177,7 @@ def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Group
         def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
             pair = groups.rows[i]
             parts = [(shared.direct_OTBHWC, pair[0, E03]), (table1, pair[0, E13]), (table2, pair[0, E23])]
-            terms = proxies.collect(records | _behind_cell1(plan, pair, bank, parts), spec.sites(pair))
+            terms = collect(records | _behind_cell1(plan, pair, bank, parts), spec.sites(pair))
             return _noted(plan, results, i, terms)
 
         return lax.fori_loop(start, end, one, results), table1, table2
@@ -195,7 +195,7 @@ def score_each(plan: Plan, bank: network.Params, images_BHWC: Array, rows: Array
     step_by_step = plan.spec.space.feedback or plan.steps < plan.spec.time_steps
 
     def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
-        terms, _ = proxies.spike_terms(
+        terms, _ = spike_terms(
             plan.spec, rows[i], bank, images_BHWC, spike_dtype=plan.spike_dtype, step_by_step=step_by_step
         )
         return _noted(plan, results, i, terms)
@@ -207,9 +207,9 @@ def _nothing(rows: Any, dtype: Any) -> tuple[Array, Array]:
     return jnp.zeros(rows.shape[0], dtype), jnp.zeros(rows.shape[0], dtype)
 
 
-def _noted(plan: Plan, results: tuple[Array, Array], i: Array, terms: proxies.SpikeTerms) -> tuple[Array, Array]:
+def _noted(plan: Plan, results: tuple[Array, Array], i: Array, terms: SpikeTerms) -> tuple[Array, Array]:
     scores, calls = results
-    return scores.at[i].set(proxies.get_score(plan.score)(terms)), calls.at[i].set(terms.calls)
+    return scores.at[i].set(get_score(plan.score)(terms)), calls.at[i].set(terms.calls)
 
 
 def _behind_cell1(plan: Plan, pair: Array, bank: network.Params, parts: list[tuple[Array, Array]]) -> dict[str, Array]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import augment, check_images, normalise
-from spikernel_jax.scoring import proxies
-from spikernel_jax.scoring.population import Scores, checked_genotypes, summarise
+from spikernel_jax.scoring import scores
+from spikernel_jax.scoring.scorer import Scores, checked_genotypes, summarise
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -19,8 +19,8 @@ Array = jax.Array
 
 
 def _score(spec: NetworkSpec, score: str, genotype: Array, bank: Any, images_BHWC: Array, keep: Any) -> Any:
-    terms, _ = proxies.spike_terms(spec, genotype, bank, images_BHWC, dropout_keep=keep)
-    return proxies.get_score(score)(terms), terms.calls
+    terms, _ = scores.spike_terms(spec, genotype, bank, images_BHWC, dropout_keep=keep)
+    return scores.get_score(score)(terms), terms.calls
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "score", "batch", "seeds", "padding", "flip", "mean", "std"))
@@ -111,8 +111,8 @@ def score_independently(
     Raises:
       ValueError: naming the argument.
     """
-    proxies.get_score(score)
-    spec = proxies.scored_spec(spec)
+    scores.get_score(score)
+    spec = scores.scored_spec(spec)
     rows, images = checked_genotypes(genotypes, spec), np.asarray(pool)
     check_images(images)
     if rows.ndim != 2:

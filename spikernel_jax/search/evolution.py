@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.io.chunks import ChunkStore
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io.store import ChunkStore
 from spikernel_jax.search.queue import Progress
 
 Rows = NDArray[np.int8]  # [n, E] or [n, 2, E]

@@ -34,10 +34,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spikernel_jax.cells.forms import DIRECT, EDGES, FORWARD_EDGES, ZERO
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.io.chunks import ChunkStore
-from spikernel_jax.scoring import proxies
+from spikernel_jax.cells.canonical import DIRECT, EDGES, FORWARD_EDGES, ZERO
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io.store import ChunkStore
+from spikernel_jax.scoring.scores import get_score, scored_spec, spike_terms
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -128,8 +128,8 @@ def mixture(space: CellSpace, mask: ArrayLike) -> NDArray[np.float32]:
 @functools.partial(jax.jit, static_argnames=("spec", "score"))
 def _score_one(spec: NetworkSpec, score: str, weights: jax.Array, bank: Any, images: jax.Array) -> jax.Array:
     def replicate(drawn: Any) -> jax.Array:
-        terms, _ = proxies.spike_terms(spec, weights, *drawn)
-        return proxies.get_score(score)(terms)
+        terms, _ = spike_terms(spec, weights, *drawn)
+        return get_score(score)(terms)
 
     return jax.lax.map(replicate, (bank, images))
 
@@ -141,7 +141,7 @@ def score_supernets(
 
     Args:
       masks: bool [n, E, num_ops].
-      bank: R banks of `population.make_bank`.
+      bank: R banks of `scorer.make_bank`.
       images: normalised images [R, B, H, W, C].
       spec: the network to score in.
       score: a registered score.
@@ -152,8 +152,8 @@ def score_supernets(
     Raises:
       ValueError: naming the argument.
     """
-    proxies.get_score(score)
-    spec = proxies.scored_spec(spec)
+    get_score(score)
+    spec = scored_spec(spec)
     seeds, batches = len(bank["stem"]["kernel"]), jnp.asarray(images)
     if batches.ndim != 5 or len(batches) != seeds or batches.shape[2:] != spec.image_shape:
         raise ValueError(f"images have shape {batches.shape}; want [{seeds}, B, *{spec.image_shape}] for {seeds} banks")

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.io.chunks import ChunkStore
-from spikernel_jax.io.distributed import ALONE, Processes, alone_counter
-from spikernel_jax.scoring import population
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io.processes import ALONE, Processes, alone_counter
+from spikernel_jax.io.store import ChunkStore
+from spikernel_jax.scoring.scorer import Scores, summarise
 from spikernel_jax.snn import network
 from spikernel_jax.snn.cost import costs
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
@@ -209,10 +209,10 @@ class _Results:
         means = self._sums[self._counts > 0] / self._counts[self._counts > 0]
         return float(means[np.isfinite(means)].max(initial=-np.inf)) if np.isfinite(means).any() else float("nan")
 
-    def scores(self) -> population.Scores:
+    def scores(self) -> Scores:
         """The scores in the caller's order of rows."""
         back = np.argsort(self.work.order)
-        return population.summarise(self.replicates[back], self.lif_calls[back])
+        return summarise(self.replicates[back], self.lif_calls[back])
 
 
 def score_in_chunks(
@@ -227,7 +227,7 @@ def score_in_chunks(
     name: str = "all",
     last: bool = True,
     progress: Callable[[Progress], None] | None = None,
-) -> population.Scores:
+) -> Scores:
     """Scores rows with common random numbers; every finished unit is on disk and is not scored again.
 
     A unit is one replicate of one chunk. With several processes this is what the first one calls, and

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from spikernel_jax.cells.genotype import FORWARD_EDGES, CellSpace
+from spikernel_jax.cells.space import FORWARD_EDGES, CellSpace
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, hashable
 from spikernel_jax.snn.neurons import NeuronSpec

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikernel_jax.cells.forms import FIRST_CONV, SKIP, ZERO
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.canonical import FIRST_CONV, SKIP, ZERO
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.operations import NORMS
 

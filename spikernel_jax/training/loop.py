@@ -20,12 +20,13 @@ import optax
 
 from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
 from spikernel_jax.io import files
-from spikernel_jax.io.stopping import StopRequest, stop_signals
+from spikernel_jax.io.signals import StopRequest, stop_signals
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, eval_logits, hashable
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
-from spikernel_jax.training import parallel, recipe
+from spikernel_jax.training import recipe
 from spikernel_jax.training.checkpoint import training_checkpoints
+from spikernel_jax.training.devices import BATCH, devices_for, shared, to_all, to_one
 from spikernel_jax.training.recipe import TrainConfig
 
 Array = jax.Array
@@ -69,7 +70,7 @@ class _Recipe:
         average = jax.tree.map(jnp.copy, (params, stats)) if self.config.ema else ()  # states are donated
         moments = recipe.optimiser(self.config, self.total_steps).init(params)
         state = TrainState(params, stats, moments, average, jnp.int32(0), jnp.float32(0), jnp.int32(0))
-        return parallel.to_all(self.devices, state)
+        return to_all(self.devices, state)
 
 
 @functools.partial(jax.jit, static_argnames=("plan",), donate_argnames=("state",))
@@ -88,7 +89,7 @@ def _step(
     y = labels[chosen_B]
     x, targets_BK = recipe.inputs(config, drawn, images[chosen_B], y, plan.spec.num_classes, plan.mean, plan.std)
     keep = network.dropout_mask(mask, plan.spec, len(chosen_B))
-    differentiated = parallel.shared(plan.devices, functools.partial(_differentiated, plan), whole=2, out=False)
+    differentiated = shared(plan.devices, functools.partial(_differentiated, plan), whole=2, out=False)
     value, stats, right, grads = differentiated(state.params, state.stats, x, y, targets_BK, keep)
     updates, moments = recipe.optimiser(config, plan.total_steps).update(grads, state.optimiser, state.params)
     params: Any = optax.apply_updates(state.params, updates)
@@ -113,14 +114,14 @@ def _differentiated(
             train=True,
             dropout_keep=keep,
             spike_dtype=spike_dtype,
-            axis_name=parallel.BATCH,
+            axis_name=BATCH,
         )
         right = (out.logits_BK.argmax(-1) == y).sum(dtype=jnp.int32)
         return recipe.loss(plan.config, out.logits_TBK, targets_BK), (out.stats, right)
 
     (value, (stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    value, grads = jax.lax.pmean((value, grads), parallel.BATCH)
-    return value, stats, jax.lax.psum(right, parallel.BATCH), grads
+    value, grads = jax.lax.pmean((value, grads), BATCH)
+    return value, stats, jax.lax.psum(right, BATCH), grads
 
 
 @functools.partial(jax.jit, static_argnames=("devices", "spec", "genotype"))
@@ -131,22 +132,22 @@ def _right(
 
     def of_part(arrays: Any, x: Array, labels_B: Array) -> Array:
         right_B = eval_logits(spec, genotype, *arrays, x).argmax(-1) == labels_B
-        return jax.lax.psum(right_B.sum(), parallel.BATCH)
+        return jax.lax.psum(right_B.sum(), BATCH)
 
-    return parallel.shared(devices, of_part, whole=1, out=False)(arrays, x, labels_B)
+    return shared(devices, of_part, whole=1, out=False)(arrays, x, labels_B)
 
 
 def evaluate(model: Model, split: Split, batch_size: int = 256) -> float:
     """Accuracy (0 to 1) of a model on a split, by running statistics."""
     count = jax.device_count()
     size = -(-min(batch_size, len(split.labels)) // count) * count
-    devices = parallel.devices_for(size)
-    arrays = parallel.to_all(devices, (model.params, model.stats))
+    devices = devices_for(size)
+    arrays = to_all(devices, (model.params, model.stats))
     right = 0
     for images, labels in _batches(split, size):
         padded = np.pad(labels, (0, size - len(labels)), constant_values=-1)
         x = normalise(images, model.mean, model.std)
-        right += int(_right(devices, model.spec, model.genotype, arrays, *parallel.to_all(devices, (x, padded))))
+        right += int(_right(devices, model.spec, model.genotype, arrays, *to_all(devices, (x, padded))))
     return right / len(split.labels)
 
 
@@ -200,7 +201,7 @@ def train(
     there; a run that was killed at any instant goes on from the last epoch and ends with the same weights
     to the bit on the same devices, and on others up to rounding. SIGTERM and SIGINT save after the steps that run.
 
-    The batch is shared by all devices (`parallel.devices_for`). Several processes (`jax.distributed`) call this
+    The batch is shared by all devices (`devices.devices_for`). Several processes (`jax.distributed`) call this
     alike, without a folder: orbax saves what one process holds only together with all others.
 
     Args:
@@ -229,7 +230,7 @@ def train(
     if folder is not None and jax.process_count() > 1:
         raise ValueError(f"folder={folder}: {jax.process_count()} processes train together without one; give None")
     steps = len(data.train.labels) // config.batch_size
-    devices = parallel.devices_for(config.batch_size)
+    devices = devices_for(config.batch_size)
     plan = _Recipe(spec, codes, config, config.epochs * steps, data.mean, data.std, devices)
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
@@ -255,10 +256,10 @@ def train(
 
     log = Path(folder) / "metrics.jsonl"
     with training_checkpoints(Path(folder) / "state", fingerprint) as checkpoints, stop_signals() as stop:
-        step, state = checkpoints.restore(parallel.to_one(state), say)
+        step, state = checkpoints.restore(to_one(state), say)
         if step < plan.total_steps:
             checkpoints.check_room(state)
-        state = parallel.to_all(devices, state)
+        state = to_all(devices, state)
         files.truncate_jsonl(log, lambda record: _epoch_of(record, log) <= step // steps)
         for epoch in range(step // steps, config.epochs):
             try:
@@ -270,7 +271,7 @@ def train(
                 files.append_jsonl(log, record := work.metrics(state, epoch))
                 if progress:
                     progress(record)
-            checkpoints.save(int(state.step), parallel.to_one(state))
+            checkpoints.save(int(state.step), to_one(state))
             stop.check()
     records = files.read_jsonl(log) if log.exists() else []
     if not records or _epoch_of(records[-1], log) != config.epochs:
@@ -310,13 +311,13 @@ class _Work:
 
     def __init__(self, plan: _Recipe, data: Dataset, order_key: Array, step_key: Array):
         self._plan, self._data, self._order_key, self._step_key = plan, data, order_key, step_key
-        self._images, self._labels = parallel.to_all(plan.devices, (data.train.images, data.train.labels))
+        self._images, self._labels = to_all(plan.devices, (data.train.images, data.train.labels))
         self._started = time.perf_counter()
 
     def model(self, state: TrainState, metrics: dict[str, Any]) -> Model:
         """What the state is worth: its moving average, where the recipe has one."""
         plan = self._plan
-        params, stats = parallel.to_one(state.average or (state.params, state.stats))
+        params, stats = to_one(state.average or (state.params, state.stats))
         return Model(plan.spec, plan.genotype, params, stats, plan.mean, plan.std, metrics)
 
     def epoch(self, state: TrainState, epoch: int, stop: StopRequest | None = None) -> TrainState:
@@ -326,7 +327,7 @@ class _Work:
         order = np.asarray(epoch_batches(jax.random.fold_in(self._order_key, epoch), len(self._labels), size))
         begun = int(state.step) - epoch * len(order)
         if not begun:
-            zeros = parallel.to_all(plan.devices, (jnp.float32(0), jnp.int32(0)))
+            zeros = to_all(plan.devices, (jnp.float32(0), jnp.int32(0)))
             state = dataclasses.replace(state, loss_sum=zeros[0], right=zeros[1])
         together = _steps_a_call(len(order))
         losses: list[Array] = []

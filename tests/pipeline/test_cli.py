@@ -16,10 +16,11 @@ import pytest
 
 import scripts
 from spikernel_jax import Model, NetworkSpec, save_model
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io import machine
-from spikernel_jax.io.runs import RunFolder
-from spikernel_jax.pipeline import jobs, presets, trials
+from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.pipeline import job as job_module
+from spikernel_jax.pipeline import presets, trials
 from spikernel_jax.snn import network
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -32,7 +33,7 @@ Call = Callable[..., str]
 def data_read_once():
     """The digits are read from the package once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "load_dataset", functools.cache(jobs.load_dataset))
+        patch.setattr(job_module, "load_dataset", functools.cache(job_module.load_dataset))
         yield
 
 
@@ -163,7 +164,7 @@ def test_a_preset_that_does_not_fit_the_data(change, words, refused, tmp_path, m
 @pytest.fixture
 def made(tmp_path) -> Path:
     """A run folder as the steps leave it, its numbers made up."""
-    job = jobs.open_job(
+    job = job_module.open_job(
         tmp_path / "run", data=None, preset="smoke", seed=None, data_dir=None, options={}, say=lambda _: None
     )
     spec = job.preset.network("mnist5k", 10, CellSpace((1, 3)))

@@ -20,9 +20,9 @@ import pytest
 
 import scripts
 from spikernel_jax import costs, evaluate, load_dataset, load_model
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.files import read_jsonl
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.snn.network import parameter_count
 
 pytestmark = pytest.mark.slow

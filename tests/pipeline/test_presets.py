@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import DATASETS
 from spikernel_jax.pipeline.presets import PRESETS, get_preset
 from spikernel_jax.pipeline.tradeoff import parse_bytes

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Split
-from spikernel_jax.pipeline import baselines, jobs, presets, ranking, steps, trials
-from spikernel_jax.pipeline.jobs import Job
+from spikernel_jax.pipeline import baselines, presets, search, steps, trials
+from spikernel_jax.pipeline.job import Job, open_job
 from spikernel_jax.search import queue
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model
@@ -62,7 +62,7 @@ def job(tmp_path, monkeypatch) -> Job:
         lambda job, model: {"parameters": 1, "memory_bytes": 9000, "synops": len(job.data.validation.labels) * 1.0,
                             "energy_nj": 1.0},
     )  # fmt: skip
-    made = jobs.open_job(
+    made = open_job(
         tmp_path / "run", data="mnist5k", preset="smoke", seed=None, data_dir=None, say=lambda _: None,
         options={"strategy": "random", "samples": 12},
     )  # fmt: skip
@@ -72,7 +72,7 @@ def job(tmp_path, monkeypatch) -> Job:
 def test_impact_sets_and_search_never_look_at_test_images(job):
     impact = steps.impact(job)
     assert impact["accuracy"].to_list() == pytest.approx([0.42, 0.421, 0.46, 0.461])
-    found = ranking.search_sets(job, steps.kernel_sets(job))
+    found = search.search_sets(job, steps.kernel_sets(job))
     assert found["finalist"].sum() == 2
 
 
@@ -80,7 +80,7 @@ def test_scores_come_from_training_images(job):
     """Other validation images change no score, other training images do."""
 
     def scored(of: Job) -> float:
-        cells = ranking.find_cells(of, [(3,)])
+        cells = search.find_cells(of, [(3,)])
         fidelity = of.preset.fidelities[0]
         return float(np.asarray(fidelity.images(jax.random.key(1), of.data, cells.trained)).sum())
 
@@ -96,7 +96,7 @@ def test_scores_come_from_training_images(job):
 
 def test_the_choice_goes_by_validation_where_test_says_the_reverse(job, monkeypatch):
     steps.impact(job)
-    ranking.search_sets(job, steps.kernel_sets(job))
+    search.search_sets(job, steps.kernel_sets(job))
     evaluated = []
 
     def reversed_order(model: Model, split: Split) -> float:

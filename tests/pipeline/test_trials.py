@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import trials
 from spikernel_jax.pipeline.trials import Clock, Trial
 from spikernel_jax.snn import network

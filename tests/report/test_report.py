@@ -10,7 +10,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 from rich.console import Console
 
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.report import figures, pages
 
 NAN, INF = float("nan"), float("inf")

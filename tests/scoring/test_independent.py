@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spikernel_jax import score_independently
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.scoring import independent
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.search import evolution
 from spikernel_jax.search.evolution import Evolution, State, ask, begin, evolve, parents, random_search, tell
 

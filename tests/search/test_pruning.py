@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from spikernel_jax import make_bank, score_population
-from spikernel_jax.cells.forms import EDGES, FORWARD_EDGES
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.scoring import proxies
+from spikernel_jax.cells.canonical import EDGES, FORWARD_EDGES
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.scoring import scores
 from spikernel_jax.search import queue
 from spikernel_jax.search.pruning import Masks, full_mask, mixture, prune, score_supernets
 from spikernel_jax.snn import network
@@ -95,7 +95,7 @@ def test_an_edge_of_several_operations_is_their_weighted_sum():
         moved[f"{cell}.e13.conv3"] = conv | {"scale": 2 * conv["scale"]}  # its bias is 0
 
     def run(genotype: Any, bank: Any) -> Any:
-        terms, out = proxies.spike_terms(spec, genotype, bank, jnp.asarray(IMAGES[0]))
+        terms, out = scores.spike_terms(spec, genotype, bank, jnp.asarray(IMAGES[0]))
         return terms, out.logits_BK
 
     got, logits = jax.jit(run)(jnp.asarray(weights), params)

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.scoring import population
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.scoring.scorer import Scorer, Scores, make_bank, score_population
 from spikernel_jax.search import queue
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -32,7 +32,7 @@ class OneLane:
 
     def __init__(self, bank: Any, images: Any, spec: Any, score: str, chunk: int):
         device = jax.local_devices()[:1]
-        self.scorer = population.Scorer(bank, images, spec, score=score, chunk=chunk, devices=device)
+        self.scorer = Scorer(bank, images, spec, score=score, chunk=chunk, devices=device)
 
     def submit(self, replicate, parts):
         waiting = [self.scorer.submit(replicate, [part]) for part in parts]
@@ -73,7 +73,7 @@ def arguments(scorer: type[OneLane] = TwoLanes, **changes: Any) -> dict[str, Any
     given: dict[str, Any] = {"score": "sahd_paper", "chunk": CHUNK, "spec": SPEC, "images": images, "seed": 0}
     given |= {"rows": queue.candidates(SPACE, (3,))[:CELLS]} | changes
     spec, images, score, chunk = (given[name] for name in ("spec", "images", "score", "chunk"))
-    bank = jax.jit(population.make_bank, static_argnums=(1, 2))(KEY, spec, len(images))
+    bank = jax.jit(make_bank, static_argnums=(1, 2))(KEY, spec, len(images))
     return {
         "rows": given["rows"],
         "scorer": scorer(bank, images, spec, score, chunk),
@@ -83,7 +83,7 @@ def arguments(scorer: type[OneLane] = TwoLanes, **changes: Any) -> dict[str, Any
     }
 
 
-def job(folder: Path, progress: Any = None, **changes: Any) -> population.Scores:
+def job(folder: Path, progress: Any = None, **changes: Any) -> Scores:
     return queue.score_in_chunks(folder=folder, progress=progress, **arguments(**changes))
 
 
@@ -175,13 +175,13 @@ def test_best_under_budget_by_hand():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, population.Scores]:
+def finished(tmp_path_factory) -> tuple[Path, Scores]:
     """An uninterrupted job."""
     folder = tmp_path_factory.mktemp("scores") / "store"
     return folder, job(folder)
 
 
-def equal(got: population.Scores, expected: population.Scores) -> None:
+def equal(got: Scores, expected: Scores) -> None:
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -189,9 +189,9 @@ def equal(got: population.Scores, expected: population.Scores) -> None:
 def test_chunks_equal_one_population(finished):
     _, scores = finished
     rows = queue.candidates(SPACE, (3,))[:CELLS]
-    bank = jax.jit(population.make_bank, static_argnums=(1, 2))(KEY, SPEC, 2)
+    bank = jax.jit(make_bank, static_argnums=(1, 2))(KEY, SPEC, 2)
     images = np.random.default_rng(0).normal(size=(2, 4, 6, 6, 1)).astype(np.float32)
-    whole = population.score_population(rows, bank, images, SPEC)
+    whole = score_population(rows, bank, images, SPEC)
     assert len(scores.scores) == len(rows) > 3 * CHUNK
     assert np.isfinite(scores.scores).mean() > 0.9  # a net this small may see two images alike
     np.testing.assert_allclose(scores.replicates, whole.replicates, rtol=1e-5)

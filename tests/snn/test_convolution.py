@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn import network
 from spikernel_jax.snn.convolution import conv
 from spikernel_jax.snn.spec import NetworkSpec
-from spikernel_jax.training import parallel
+from spikernel_jax.training.devices import BATCH, devices_for, shared
 
 CHANNELS_LAST = "b01f_01io->b01f"
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="how a CPU convolves")
@@ -74,20 +74,18 @@ def test_in_a_network(k, precision, feedback):
     cell = space.parse(f"0>1:conv{k} 1>3:conv{k} 0>3:skip" + f" 1>2:conv{k} 2>0:conv{k}" * feedback)
     spec = NetworkSpec((8, 8, 1), 2, space, channels=4, time_steps=2)
     params, stats = network.init(jax.random.key(0), spec, cell)
-    devices = parallel.devices_for(4)
+    devices = devices_for(4)
     dtype = jnp.bfloat16 if precision == "bfloat16" else None
 
     def part(params: Any, x: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
-            out = network.apply(
-                spec, cell, params, x, stats=stats, train=True, spike_dtype=dtype, axis_name=parallel.BATCH
-            )
+            out = network.apply(spec, cell, params, x, stats=stats, train=True, spike_dtype=dtype, axis_name=BATCH)
             return jnp.square(out.logits_BK).sum()
 
-        return lax.pmean(jax.grad(loss)(params), parallel.BATCH)
+        return lax.pmean(jax.grad(loss)(params), BATCH)
 
     def steps(params: Any, x: jax.Array) -> Any:
-        gradient = parallel.shared(devices, part, whole=1, out=False)
+        gradient = shared(devices, part, whole=1, out=False)
 
         def step(params: Any, _: Any) -> Any:
             return jax.tree.map(lambda a, b: a - 0.1 * b, params, gradient(params, x)), ()

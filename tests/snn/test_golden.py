@@ -26,8 +26,8 @@ import pytest
 from jax import lax
 
 from spikernel_jax import load_snasnet
-from spikernel_jax.cells.genotype import EDGES, FORWARD_EDGES
-from spikernel_jax.scoring import proxies
+from spikernel_jax.cells.space import EDGES, FORWARD_EDGES
+from spikernel_jax.scoring import scores
 from spikernel_jax.snn import network, neurons, snasnet
 
 FOLDERS = [Path(__file__).parents[1] / "golden"]
@@ -129,7 +129,7 @@ def make_runner(model, *, train: bool = True):
     spec, genotype = model.spec, model.genotype
 
     def observe(spikes):
-        return {"rho": proxies.normalised_hamming(spikes), "spikes": spikes > 0}
+        return {"rho": scores.normalised_hamming(spikes), "spikes": spikes > 0}
 
     @jax.jit
     def run(params, stats, state, images, keep, forced):
@@ -145,11 +145,11 @@ def make_runner(model, *, train: bool = True):
                 dropout_keep=keep,
                 observe=observe,
             )
-        terms = proxies.collect({k: r.pop("rho") for k, r in out.records.items()}, spec.sites(genotype))
+        terms = scores.collect({k: r.pop("rho") for k, r in out.records.items()}, spec.sites(genotype))
         return {
             "neurons": terms.neurons,
             "R": terms.rho_BB,
-            "score": proxies.sahd_code(terms),
+            "score": scores.sahd_code(terms),
             "calls": terms.calls,
             "records": out.records,
             "logits": out.logits_BK,

@@ -16,7 +16,7 @@ import bench_scoring
 import ceilings
 import trace_parts
 from spikernel_jax import CellSpace, NetworkSpec
-from spikernel_jax.scoring import engine, proxies
+from spikernel_jax.scoring import engine, scores
 from spikernel_jax.snn import convolution, neurons, operations
 from work import necessary_work
 
@@ -130,7 +130,7 @@ def test_a_real_profile_names_the_parts():
         affine = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
         y, _ = operations.batch_norm(convolution.conv(x, kernel), affine, None, train=True)
         spikes = neurons.run(SPEC.neuron, jnp.zeros(y.shape[1:]), y)[1]
-        return proxies.normalised_hamming(spikes), operations.avgpool3(y)
+        return scores.normalised_hamming(spikes), operations.avgpool3(y)
 
     x, kernel = jnp.ones((2, 4, 16, 16, 3)), jnp.ones((3, 3, 3, 4))
     jax.block_until_ready(some_layers(x, kernel))

@@ -20,7 +20,7 @@ import pytest
 
 import peers
 from spikernel_jax import CellSpace, NetworkSpec, NeuronSpec, load_snasnet
-from spikernel_jax.scoring import proxies
+from spikernel_jax.scoring import scores
 from spikernel_jax.snn import snasnet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,12 +174,12 @@ def test_built_network_is_the_specs(name):
         )
         assert model.spec == dataclasses.replace(spec, dropout=0.5)
         keep = snasnet.dropout_keep(model.spec, net.classifier[0].mask.numpy() > 0)
-        run = jax.jit(functools.partial(proxies.spike_terms, model.spec, model.genotype))
+        run = jax.jit(functools.partial(scores.spike_terms, model.spec, model.genotype))
         terms, out = run(model.params, jnp.asarray(x[0]), dropout_keep=jnp.asarray(keep))
         assert float(out.records["head"].max()) > 0
         assert result.lif_calls == int(terms.calls)
         np.testing.assert_allclose(result.kernels[0], terms.neurons - 0.5 * terms.rho_BB, rtol=1e-12, atol=0)
-        np.testing.assert_allclose(result.scores[0], float(proxies.sahd_code(terms)), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result.scores[0], float(scores.sahd_code(terms)), rtol=0, atol=1e-6)
 
 
 @needs_torch

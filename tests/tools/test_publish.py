@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 import publish_run as tool
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 

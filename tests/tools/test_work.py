@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn.spec import NetworkSpec
 from work import Work, necessary_work
 

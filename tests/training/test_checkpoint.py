@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from spikernel_jax import Model, NNXModel, load_model, save_model
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn import network
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spikernel_jax import make_dataset, train
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Split
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec

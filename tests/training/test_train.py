@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from spikernel_jax import make_dataset
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
 from spikernel_jax.io import files
 from spikernel_jax.snn import cost, network
 from spikernel_jax.snn.model import Model, hashable
 from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training import devices, recipe
 from spikernel_jax.training import loop as training
-from spikernel_jax.training import parallel, recipe
 from spikernel_jax.training.loop import evaluate, train
 from spikernel_jax.training.recipe import TrainConfig
 
@@ -187,7 +187,7 @@ import os, signal, sys, threading
 from pathlib import Path
 import test_train as t
 from spikernel_jax.training.checkpoint import TrainingCheckpoints
-from spikernel_jax.io.stopping import StoppedError
+from spikernel_jax.io.signals import StoppedError
 moment, count, delay = sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 ask = lambda: os.kill(os.getpid(), signal.SIGTERM)
@@ -500,7 +500,7 @@ def test_a_training_is_its_recipes_parts_put_together(config):
 @pytest.mark.parametrize("precision", recipe.PRECISIONS)
 def test_the_precision_is_that_of_the_program(precision):
     config = TrainConfig(batch_size=8, precision=precision)
-    plan = training._Recipe(SPEC, hashable(CELL), config, 10, (0.5,), (0.2,), parallel.devices_for(8))
+    plan = training._Recipe(SPEC, hashable(CELL), config, 10, (0.5,), (0.2,), devices.devices_for(8))
     images, labels = jnp.zeros((8, 8, 8, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
     chosen = jnp.zeros((1, 8), jnp.int32)
     state = jax.eval_shape(lambda: plan.start(jax.random.key(0)))

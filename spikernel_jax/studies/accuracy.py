@@ -22,8 +22,8 @@ import psutil
 
 from spikernel_jax.data import Dataset, Split, load_dataset
 from spikernel_jax.io import files
-from spikernel_jax.io.runs import RunFolder
-from spikernel_jax.pipeline.jobs import check_seed
+from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.pipeline.job import check_seed
 from spikernel_jax.pipeline.timed_presets import Timed, parameter_count
 from spikernel_jax.report import figures, pages
 from spikernel_jax.snn.model import Model

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import DATASETS, Dataset, load_dataset
-from spikernel_jax.io.distributed import ALONE, Processes
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.processes import ALONE, Processes
+from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import tradeoff
 from spikernel_jax.pipeline.presets import Preset, get_preset
 from spikernel_jax.scoring.fidelity import NAMES

@@ -12,12 +12,12 @@ import pytest
 
 import scripts
 from spikernel_jax import costs
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import load_dataset
-from spikernel_jax.io.runs import RunFolder
-from spikernel_jax.pipeline import jobs, presets, trials
+from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.pipeline import job, presets, trials
 from spikernel_jax.report import figures
-from spikernel_jax.studies import controlled
+from spikernel_jax.studies import kernel_controlled
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "kernel_controlled.py"
 start = functools.partial(scripts.start, SCRIPT)
@@ -32,7 +32,7 @@ SPACE = CellSpace((1, 3, 5, 7))
 def data_read_once():
     """The digits are read from the package once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "load_dataset", functools.cache(jobs.load_dataset))
+        patch.setattr(job, "load_dataset", functools.cache(job.load_dataset))
         yield
 
 
@@ -55,7 +55,7 @@ def drawn() -> pl.DataFrame:
 
 
 def test_summary_by_hand():
-    summary = controlled.summarise(drawn())
+    summary = kernel_controlled.summarise(drawn())
     assert summary.select("comparison", "kernel_size").rows() == [
         ("equal width", 1), ("equal width", 3), ("equal parameters", 1), ("equal parameters", 3),
     ]  # fmt: skip
@@ -69,13 +69,13 @@ def test_summary_by_hand():
     assert (third["difference"], third["difference_sd"]) == pytest.approx((-0.05, 0.05))
     assert (first["test"], first["test_sd"]) == pytest.approx((0.15, 0.05))
     assert [reference[f"difference{end}"] for end in ("", "_sd", "_low", "_high")] == [None] * 4
-    text = controlled.accuracy_markdown(summary)
+    text = kernel_controlled.accuracy_markdown(summary)
     assert "| equal width | 1x1 | 4 | 100 | -50.00 % | 3 | 30.00 ± 10.00 [5.16, 54.84] | -35.00 ± 5.00 [" in text
     assert text.count("| - |") == 2
-    assert "15.00 ± 5.00" in controlled.accuracy_markdown(summary, "test")
+    assert "15.00 ± 5.00" in kernel_controlled.accuracy_markdown(summary, "test")
     for gone in (pl.col("kernel_size") != 3, (pl.col("kernel_size") != 3) | (pl.col("seed") != 1)):
         with pytest.raises(ValueError, match="has no kernel size 3 of the same seeds"):
-            controlled.summarise(drawn().filter(gone))
+            kernel_controlled.summarise(drawn().filter(gone))
 
 
 def test_figure(tmp_path):
@@ -115,12 +115,12 @@ def test_the_table_says_what_was_trained(finished):
     assert table.select("comparison", "kernel_size", "seed").rows() == [
         (name, k, seed) for name in ("equal width", "equal parameters") for seed in range(3) for k in (1, 3)
     ]
-    reference = controlled.parameters_at(spec, cells[3], 2)
+    reference = kernel_controlled.parameters_at(spec, cells[3], 2)
     for row in table.iter_rows(named=True):
         k, c = row["kernel_size"], row["channels"]
-        others = {w: abs(controlled.parameters_at(spec, cells[k], w) - reference) for w in range(1, 12)}
+        others = {w: abs(kernel_controlled.parameters_at(spec, cells[k], w) - reference) for w in range(1, 12)}
         assert c == (2 if row["comparison"] == "equal width" else min(others, key=lambda w: others[w]))
-        assert row["parameters"] == controlled.parameters_at(spec, cells[k], c)
+        assert row["parameters"] == kernel_controlled.parameters_at(spec, cells[k], c)
         assert row["mismatch"] == pytest.approx(row["parameters"] / reference - 1)
         assert row["macs"] == (2 + 13 * 3) ** 2 * c  # padding is not multiplied
         assert row["energy_nj"] == pytest.approx((4.6 * row["macs"] + 0.9 * row["synops"]) / 1000)

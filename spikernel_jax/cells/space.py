@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spikernel_jax.cells import forms, notation
-from spikernel_jax.cells.forms import (
+from spikernel_jax.cells import canonical as forms
+from spikernel_jax.cells import notation
+from spikernel_jax.cells.canonical import (
     DIRECT,
     EDGES,
     FIRST_CONV,
@@ -395,7 +396,7 @@ class CellSpace:
         return {edge: self.op_names[code] for edge, code in self._coded(row)}
 
     def _canonical_forward(self, row: Row) -> Row:
-        # Only the order of the sizes in use matters, so all spaces share the tables of `forms.classes`.
+        # Only the order of the sizes in use matters, so all spaces share the tables of `canonical.classes`.
         used = tuple(sorted({code for code in row if FIRST_CONV <= code < self.avgpool}))
         codes = (ZERO, SKIP, *used, self.avgpool)
         local = tuple(codes.index(code) for code in row)

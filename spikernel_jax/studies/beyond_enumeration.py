@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.io.chunks import ChunkStore
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io.store import ChunkStore
 from spikernel_jax.pipeline import tradeoff
-from spikernel_jax.pipeline.jobs import Job
+from spikernel_jax.pipeline.job import Job
 from spikernel_jax.report import figures, pages
-from spikernel_jax.scoring import population
+from spikernel_jax.scoring import scorer
 from spikernel_jax.scoring.fidelity import Fidelity
 from spikernel_jax.search import evolution, pruning, queue
 from spikernel_jax.snn.cost import costs
@@ -103,7 +103,7 @@ def compare(job: Job, study: Study) -> "pl.DataFrame":
     preset, space = job.preset, study.cell_space
     trained = job.network(space)
     scored = study.fidelity.network(trained)
-    bank = population.make_bank(job.key(_BANK_KEY), scored, study.fidelity.seeds)
+    bank = scorer.make_bank(job.key(_BANK_KEY), scored, study.fidelity.seeds)
     images = study.fidelity.images(job.key(_IMAGES_KEY), job.data, trained)
     folder = job.run.path / "searches"
     folder.mkdir(exist_ok=True)
@@ -114,7 +114,7 @@ def compare(job: Job, study: Study) -> "pl.DataFrame":
         return queue.memory_of(trained, rows, study.bits) <= study.memory_budget
 
     def score(rows: NDArray[np.int8]) -> NDArray[np.float64]:
-        return population.score_population(rows, bank, images, scored, score=preset.score, chunk=chunk).scores
+        return scorer.score_population(rows, bank, images, scored, score=preset.score, chunk=chunk).scores
 
     tables = []
 

@@ -23,8 +23,8 @@ from spikernel_jax import load_model
 from spikernel_jax.data import Dataset, Split, load_dataset
 from spikernel_jax.io import files
 from spikernel_jax.pipeline.timed_presets import TIMED_PRESETS, get_timed_preset, parameter_count
-from spikernel_jax.studies import timed_training
-from spikernel_jax.studies.timed_training import Costs, epochs_that_fit
+from spikernel_jax.studies import accuracy
+from spikernel_jax.studies.accuracy import Costs, epochs_that_fit
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "accuracy.py"
 start = functools.partial(scripts.start, SCRIPT)
@@ -37,8 +37,8 @@ LIMITS: dict[str, Any] = {"limit_train": 64, "limit_validation": 32, "limit_test
 def in_this_process():
     """The digits are read once, and the process, which is pytest's, counts as two seconds old."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timed_training, "load_dataset", functools.cache(load_dataset))
-        patch.setattr(timed_training, "process_seconds", lambda: 2.0)
+        patch.setattr(accuracy, "load_dataset", functools.cache(load_dataset))
+        patch.setattr(accuracy, "process_seconds", lambda: 2.0)
         yield
 
 
@@ -75,10 +75,10 @@ def test_the_plan_fits_and_one_more_epoch_would_not(costs, left, steps):
     n = epochs_that_fit(costs, left, steps, 37, 11)
 
     def takes(epochs: int) -> float:
-        parts = [costs.start, 11 * costs.image, costs.save, timed_training.FINISH_SECONDS]
+        parts = [costs.start, 11 * costs.image, costs.save, accuracy.FINISH_SECONDS]
         return sum(parts) + epochs * (steps * costs.step + 37 * costs.image + costs.save)
 
-    counted = left * (1 - timed_training.MARGIN)
+    counted = left * (1 - accuracy.MARGIN)
     assert n == 0 or takes(n) <= counted * (1 + 1e-9)
     assert takes(n + 1) > counted * (1 - 1e-9)
 
@@ -108,11 +108,11 @@ def test_costs_are_told_apart(monkeypatch, tmp_path):
         passes(len(split.labels) * 0.125)
         return 0.5
 
-    monkeypatch.setattr(timed_training, "time", SimpleNamespace(perf_counter=clock))
-    monkeypatch.setattr(timed_training, "train", fake_train)
-    monkeypatch.setattr(timed_training, "evaluate", fake_evaluate)
-    task = timed_training.open_task("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
-    costs = timed_training.measure(task, tmp_path / "there")
+    monkeypatch.setattr(accuracy, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(accuracy, "train", fake_train)
+    monkeypatch.setattr(accuracy, "evaluate", fake_evaluate)
+    task = accuracy.open_task("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
+    costs = accuracy.measure(task, tmp_path / "there")
     assert costs == pytest.approx(Costs(start=57.0, step=0.25, image=0.125, save=3.0))
 
 
@@ -147,8 +147,8 @@ def finished(tmp_path_factory, in_this_process) -> tuple[Path, list[Any]]:
     """A whole run without a limit, and the splits that were evaluated beyond the training's own validation."""
     out, splits = tmp_path_factory.mktemp("runs") / "whole", []
     with pytest.MonkeyPatch.context() as patch:
-        real = timed_training.evaluate
-        patch.setattr(timed_training, "evaluate", lambda model, split: splits.append(split) or real(model, split))
+        real = accuracy.evaluate
+        patch.setattr(accuracy, "evaluate", lambda model, split: splits.append(split) or real(model, split))
         start(*SMALL, "--minutes", "inf", "--out", str(out))
     return out, splits
 
@@ -187,7 +187,7 @@ def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):
     text = (out / "report.md").read_text()
     assert "- validation (trained on), after" in text
     assert "trained on validation images too" in text
-    task = timed_training.open_task(
+    task = accuracy.open_task(
         "mnist5k", "smoke", dataclasses.replace(get_timed_preset("mnist5k", "smoke"), all_images=True)
     )
     alone = load_dataset("mnist5k", **LIMITS)
@@ -198,13 +198,13 @@ def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):
 def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
     """Timed steps change nothing; the plan is there before the first real step; nothing else is left behind."""
     out, plans = tmp_path / "planned", []
-    real = timed_training.train
+    real = accuracy.train
 
     def watched(*arguments: Any, folder: Path, **named: Any) -> Any:
         plans.append(files.read_json(out / "plan.json") if folder == out / "training" else out.exists())
         return real(*arguments, folder=folder, **named)
 
-    monkeypatch.setattr(timed_training, "train", watched)
+    monkeypatch.setattr(accuracy, "train", watched)
     start(*SMALL, "--minutes", "40", "--out", str(out))
     timed, plan = plans
     assert timed is False  # even the folder is made once there is a plan
@@ -220,14 +220,14 @@ def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
 
 
 def test_time_decides_the_epochs(tmp_path, monkeypatch):
-    monkeypatch.setattr(timed_training, "measure", lambda task, folder: Costs(10.0, 1.0, 0.1, 1.0))
-    task = timed_training.open_task("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
+    monkeypatch.setattr(accuracy, "measure", lambda task, folder: Costs(10.0, 1.0, 0.1, 1.0))
+    task = accuracy.open_task("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
 
     def planned(minutes: float, epochs: int) -> int:
         training = dataclasses.replace(task.preset.training, epochs=epochs)
         preset = dataclasses.replace(task.preset, minutes=minutes, training=training)
         asked = dataclasses.replace(task, preset=preset)
-        return timed_training.make_plan(asked, tmp_path / "run")["epochs"]
+        return accuracy.make_plan(asked, tmp_path / "run")["epochs"]
 
     # Two seconds are gone. An epoch is 4 + 3.2 + 1 s, the rest 10 + 3.2 + 1 + 6 s: (0.95·298 - 20.2) / 8.2.
     assert planned(5, 1000) == 32
@@ -244,7 +244,7 @@ def test_too_short_a_time_is_one_line_and_no_folder(tmp_path, capsys):
 
 
 def test_stopped_it_goes_on_by_the_same_plan_and_is_tested_once(finished, tmp_path, monkeypatch, capsys):
-    out, (real_train, real_evaluate) = tmp_path / "broken", (timed_training.train, timed_training.evaluate)
+    out, (real_train, real_evaluate) = tmp_path / "broken", (accuracy.train, accuracy.evaluate)
     options, tested = [*SMALL, "--minutes", "40", "--out", str(out)], []
 
     def stops(*arguments: Any, progress: Any, **named: Any) -> Any:
@@ -257,16 +257,16 @@ def test_stopped_it_goes_on_by_the_same_plan_and_is_tested_once(finished, tmp_pa
     def interrupts(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(timed_training, "measure", lambda task, folder: Costs(1.0, 0.01, 0.001, 0.1))
+    monkeypatch.setattr(accuracy, "measure", lambda task, folder: Costs(1.0, 0.01, 0.001, 0.1))
     for name, stopping in (("train", stops), ("evaluate", interrupts)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(timed_training, name, stopping)
+            patch.setattr(accuracy, name, stopping)
             with pytest.raises(SystemExit) as stop:
                 start(*options)
         assert stop.value.code == 130
         assert not (out / "test.json").exists()
-        monkeypatch.setattr(timed_training, "measure", None)  # never again
-    monkeypatch.setattr(timed_training, "evaluate", lambda *a: tested.append(a) or real_evaluate(*a))
+        monkeypatch.setattr(accuracy, "measure", None)  # never again
+    monkeypatch.setattr(accuracy, "evaluate", lambda *a: tested.append(a) or real_evaluate(*a))
     start(*options)
     assert len(tested) == 1
     assert "resumed: 2 epochs as planned at the first start; its limit of 40 minutes" in capsys.readouterr().out
@@ -333,7 +333,7 @@ def test_killed_and_terminated_it_ends_with_the_same_result(finished, with_devic
     out = tmp_path / "run"
     child = """
 import os, runpy, signal, sys
-from spikernel_jax.studies import timed_training as t
+from spikernel_jax.studies import accuracy as t
 moment, script, sys.argv = sys.argv[1], sys.argv[2], sys.argv[2:]
 real = t.train
 def train(*arguments, progress, folder, **named):

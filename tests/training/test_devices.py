@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spikernel_jax.training import parallel
+from spikernel_jax.training.devices import devices_for
 
 TESTS = Path(__file__).parent
 _TRAIN = """
@@ -107,4 +107,4 @@ def test_bfloat16_trains_like_float32(alone):
 
 @pytest.mark.parametrize(("batch_size", "count"), [(1, 1), (7, 1)])
 def test_devices_divide_the_batch(batch_size, count):
-    assert parallel.devices_for(batch_size).size == count
+    assert devices_for(batch_size).size == count

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spikernel_jax.io.stopping import StoppedError, stop_signals
+from spikernel_jax.io.signals import StoppedError, stop_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH = [signal.SIGTERM, signal.SIGINT]
@@ -145,7 +145,7 @@ import dataclasses, time
 from pathlib import Path
 import jax
 from spikernel_jax.pipeline import cli
-from spikernel_jax.io import stopping
+from spikernel_jax.io import signals
 from spikernel_jax.training.checkpoint import training_checkpoints
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Options:
 
 def work(options):
     like = {"sum": jax.numpy.zeros((), "int32")}
-    with training_checkpoints(options.out, {}) as checkpoints, stopping.stop_signals() as stop:
+    with training_checkpoints(options.out, {}) as checkpoints, signals.stop_signals() as stop:
         done, state = checkpoints.restore(like, print)
         print("from", done, flush=True)
         for step in range(done + 1, options.steps + 1):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from spikernel_jax.data import DATASETS
 from spikernel_jax.pipeline import trials
-from spikernel_jax.pipeline.jobs import Job, impact_genotypes, timed
+from spikernel_jax.pipeline.job import Job, impact_genotypes, timed
 from spikernel_jax.pipeline.presets import Preset
 from spikernel_jax.pipeline.trials import Trial, columns, interval, parameters_at, points, width_for
 from spikernel_jax.report import figures, pages

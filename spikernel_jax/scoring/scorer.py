@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import check_images
-from spikernel_jax.scoring import engine, proxies
+from spikernel_jax.scoring import engine
+from spikernel_jax.scoring.scores import get_score, scored_spec
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -59,11 +60,11 @@ def make_bank(key: Array, spec: NetworkSpec, seeds: int = 1) -> network.Params:
       since a score is of the spec's own.
 
     Raises:
-      ValueError: on less than one bank, or a network that `proxies.scored_spec` refuses.
+      ValueError: on less than one bank, or a network that `scores.scored_spec` refuses.
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds} must be at least 1")
-    return _draw_bank(key, proxies.scored_spec(spec), seeds)
+    return _draw_bank(key, scored_spec(spec), seeds)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "seeds"))  # op by op it takes seconds
@@ -213,8 +214,8 @@ class Scorer:
         say: Callable[[str], None] = lambda _: None,
     ):
         """Arguments as those of `score_population`; `say` prints a line."""
-        proxies.get_score(score)
-        spec = proxies.scored_spec(spec)
+        get_score(score)
+        spec = scored_spec(spec)
         self.seeds = len(bank["stem"]["kernel"])
         batches = np.asarray(images)
         batches = np.broadcast_to(batches, (self.seeds, *batches.shape)) if batches.ndim == 4 else batches
@@ -372,7 +373,7 @@ def score_population(
       Scores with standard errors over the R replicates.
 
     Raises:
-      ValueError: naming the argument: unknown score or method, a network that `proxies.scored_spec` refuses, rows
+      ValueError: naming the argument: unknown score or method, a network that `scores.scored_spec` refuses, rows
         that are no cells, images with NaN or of another shape than the spec's, as many batches as banks.
     """
     rows = checked_genotypes(genotypes, spec)

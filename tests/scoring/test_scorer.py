@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from spikernel_jax import make_bank, score_population
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.scoring import engine, population, proxies
-from spikernel_jax.scoring.population import paired_standard_errors, summarise
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.scoring import engine
+from spikernel_jax.scoring import scorer as scorers
+from spikernel_jax.scoring.scorer import paired_standard_errors, summarise
+from spikernel_jax.scoring.scores import get_score, spike_terms
 from spikernel_jax.snn import network
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec
@@ -133,8 +135,8 @@ def test_equals_the_fixed_genotype_with_the_banks_weights(rows, bank, scores):
 
         @jax.jit
         def fixed(params: Any, images: Any, genotype: Any = genotype) -> Any:
-            terms, _ = proxies.spike_terms(SPEC, genotype, params, images)
-            return proxies.get_score("sahd_paper")(terms), terms.calls
+            terms, _ = spike_terms(SPEC, genotype, params, images)
+            return get_score("sahd_paper")(terms), terms.calls
 
         for r in range(2):
             weights = network.subnetwork(SPEC, jax.tree.map(lambda leaf, r=r: leaf[r], bank), rows[i])
@@ -161,7 +163,7 @@ def test_banks_are_the_networks_own_weights(bank):
 LEARNING = dataclasses.replace(SPEC, neuron=NeuronSpec(learn_tau=True, learn_threshold=True))
 
 
-@pytest.mark.parametrize("method", population.METHODS)
+@pytest.mark.parametrize("method", scorers.METHODS)
 def test_neurons_that_have_learned_nothing_yet_score_as_fixed_ones(method, rows, bank):
     """To the bit, whatever a bank holds for them."""
     want = score_population(rows, bank, IMAGES, SPEC, method=method)
@@ -301,12 +303,12 @@ def scores_on_devices(with_devices, tmp_path_factory) -> dict[int, np.ndarray]:
     """The second bank's, by number of devices, from a process of its own: a CPU shows as many as jax starts with."""
     out = tmp_path_factory.mktemp("devices") / "scores.npz"
     code = f"""
-import numpy as np, jax, test_population as t
-from spikernel_jax.scoring import population
+import numpy as np, jax, test_scorer as t
+from spikernel_jax.scoring.scorer import Scorer
 rows, bank, found = t.eight_cells(), t.make_bank(t.KEY, t.SPEC, 2), {{}}
 for count in (1, 2, None):
     devices = jax.local_devices()[:count] if count else None  # all that there are
-    scorer = population.Scorer(bank, t.IMAGES, t.SPEC, chunk=1, devices=devices)
+    scorer = Scorer(bank, t.IMAGES, t.SPEC, chunk=1, devices=devices)
     lanes = scorer.lanes
     parts = [[rows[j : j + 1] for j in range(i, i + lanes)] for i in range(0, t.CHUNK, lanes)]
     found[str(lanes)] = [part["scores"][0] for part in parts for part in scorer.submit(1, part)()]
@@ -325,7 +327,7 @@ def test_devices_do_not_change_the_scores(scores, scores_on_devices):
 
 @pytest.mark.parametrize("when", ["at once", "while it runs"])
 def test_out_of_memory_goes_on_without_tables_and_says_so(when, rows, bank, scores, monkeypatch):
-    prepare, _, score_each = population._programs(population.Mesh(np.array(jax.local_devices()[:1]), ("lanes",)))
+    prepare, _, score_each = scorers._programs(scorers.Mesh(np.array(jax.local_devices()[:1]), ("lanes",)))
     full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
 
     class Late:
@@ -337,9 +339,9 @@ def test_out_of_memory_goes_on_without_tables_and_says_so(when, rows, bank, scor
             raise full
         return Late(), Late()
 
-    monkeypatch.setattr(population, "_programs", lambda mesh: (prepare, exhausted, score_each))
+    monkeypatch.setattr(scorers, "_programs", lambda mesh: (prepare, exhausted, score_each))
     said = []
-    scorer = population.Scorer(bank, IMAGES, SPEC, chunk=CHUNK, devices=jax.local_devices()[:1], say=said.append)
+    scorer = scorers.Scorer(bank, IMAGES, SPEC, chunk=CHUNK, devices=jax.local_devices()[:1], say=said.append)
     got = scorer.submit(0, [rows])()[0]["scores"]
     np.testing.assert_allclose(got, scores.replicates[:, 0], rtol=1e-4, atol=1e-4)
     assert scorer.method == "each"
@@ -349,7 +351,7 @@ def test_out_of_memory_goes_on_without_tables_and_says_so(when, rows, bank, scor
 
 def test_out_of_memory_without_tables_goes_on_step_by_step_and_then_gives_up(rows, bank, scores, monkeypatch):
     devices = jax.local_devices()[:1]
-    prepare, score_groups, score_each = population._programs(population.Mesh(np.array(devices), ("lanes",)))
+    prepare, score_groups, score_each = scorers._programs(scorers.Mesh(np.array(devices), ("lanes",)))
     enough = SPEC.time_steps  # memory for fewer time steps together than this
 
     def exhausted(plan: Any, *args: Any) -> Any:
@@ -357,9 +359,9 @@ def test_out_of_memory_without_tables_goes_on_step_by_step_and_then_gives_up(row
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
         return score_each(plan, *args)
 
-    monkeypatch.setattr(population, "_programs", lambda mesh: (prepare, score_groups, exhausted))
+    monkeypatch.setattr(scorers, "_programs", lambda mesh: (prepare, score_groups, exhausted))
     said = []
-    scorer = population.Scorer(
+    scorer = scorers.Scorer(
         bank, IMAGES, SPEC, chunk=CHUNK, devices=devices, method="each", steps=SPEC.time_steps, say=said.append
     )
     got = scorer.submit(0, [rows])()[0]["scores"]
@@ -374,9 +376,9 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(rows, ban
     def broken(*_: Any) -> Any:
         raise jax.errors.JaxRuntimeError("INTERNAL: cable unplugged")
 
-    programs = population._programs(population.Mesh(np.array(jax.local_devices()[:1]), ("lanes",)))
-    monkeypatch.setattr(population, "_programs", lambda mesh: (programs[0], broken, broken))
-    scorer = population.Scorer(bank, IMAGES, SPEC, chunk=CHUNK, devices=jax.local_devices()[:1])
+    programs = scorers._programs(scorers.Mesh(np.array(jax.local_devices()[:1]), ("lanes",)))
+    monkeypatch.setattr(scorers, "_programs", lambda mesh: (programs[0], broken, broken))
+    scorer = scorers.Scorer(bank, IMAGES, SPEC, chunk=CHUNK, devices=jax.local_devices()[:1])
     with pytest.raises(jax.errors.JaxRuntimeError, match="cable unplugged"):
         scorer.submit(0, [rows])
 
@@ -394,13 +396,13 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(rows, ban
     ],
 )
 def test_as_many_lanes_as_half_the_free_memory_holds(free, one_memory, lanes):
-    assert population.lanes_that_fit(8, 1000, free, one_memory) == lanes
+    assert scorers.lanes_that_fit(8, 1000, free, one_memory) == lanes
 
 
 def test_without_room_for_tables_candidates_run_each_by_itself(bank, monkeypatch):
-    tables = population.table_bytes(SPEC, IMAGES.shape[1])
+    tables = scorers.table_bytes(SPEC, IMAGES.shape[1])
     assert tables == 3 * SPACE.num_ops * SPEC.time_steps * 4 * 8 * 8 * 2 * 4  # three edges of T·B·H·W·C float32
-    monkeypatch.setattr(population, "free_bytes", lambda device: 2 * tables - 1)
-    assert population.Scorer(bank, IMAGES, SPEC).method == "each"
-    monkeypatch.setattr(population, "free_bytes", lambda device: 2 * tables)
-    assert population.Scorer(bank, IMAGES, SPEC).method == "shared"
+    monkeypatch.setattr(scorers, "free_bytes", lambda device: 2 * tables - 1)
+    assert scorers.Scorer(bank, IMAGES, SPEC).method == "each"
+    monkeypatch.setattr(scorers, "free_bytes", lambda device: 2 * tables)
+    assert scorers.Scorer(bank, IMAGES, SPEC).method == "shared"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikernel_jax.cells.forms import EDGES, FEEDBACK_EDGES, FORWARD_EDGES
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.canonical import EDGES, FEEDBACK_EDGES, FORWARD_EDGES
+from spikernel_jax.cells.space import CellSpace
 
 ONE_SET = CellSpace((1, 3))
 UNION = CellSpace((1, 3, 5, 7), max_kernel_sizes=2)

@@ -11,10 +11,11 @@ import pytest
 
 import scripts
 from spikernel_jax.data import Split
-from spikernel_jax.io.runs import RunFolder
-from spikernel_jax.pipeline import jobs, presets, trials
-from spikernel_jax.studies import ablation
-from spikernel_jax.studies.ablation import BASE, ROWS, Row
+from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.pipeline import job as job_module
+from spikernel_jax.pipeline import presets, trials
+from spikernel_jax.studies import recipe_ablation
+from spikernel_jax.studies.recipe_ablation import BASE, ROWS, Row
 from spikernel_jax.training.loop import TrainingDivergedError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "recipe_ablation.py"
@@ -35,12 +36,12 @@ def data_read_once():
             return super().__getattribute__(name)
 
     @functools.cache
-    def sealed(*arguments: Any, real: Any = jobs.load_dataset, **named: Any) -> Any:
+    def sealed(*arguments: Any, real: Any = job_module.load_dataset, **named: Any) -> Any:
         data = real(*arguments, **named)
         return dataclasses.replace(data, test=Sealed(data.test.images, data.test.labels))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "load_dataset", sealed)
+        patch.setattr(job_module, "load_dataset", sealed)
         yield
 
 
@@ -49,7 +50,7 @@ def table_of(out: Path) -> pl.DataFrame:
 
 
 BASES = {
-    (data, name, recipe): ablation.make_base(data, presets.get_preset(data, name), recipe)
+    (data, name, recipe): recipe_ablation.make_base(data, presets.get_preset(data, name), recipe)
     for data, name, recipe in (
         ("mnist5k", "smoke", "snasnet"),
         ("cifar10", "cpu", "tuned"),
@@ -110,7 +111,7 @@ def test_summary_pairs_by_seed():
         BASE: {0: 0.2, 1: 0.4, 2: 0.3}, "better": {2: 0.35, 0: 0.3, 1: 0.5}, "begun": {0: 0.25},
         "broken": {0: 0.9, 1: None}, "hopeless": {0: None}, "unpaired": {7: 0.5},
     })  # fmt: skip
-    summary = {row["row"]: row for row in ablation.summarise(table).iter_rows(named=True)}
+    summary = {row["row"]: row for row in recipe_ablation.summarise(table).iter_rows(named=True)}
     better = summary["better"]
     sd = math.sqrt((2 * (1 / 60) ** 2 + (1 / 30) ** 2) / 2)  # of 0.1, 0.1, 0.05 by seed
     assert (better["difference"], better["difference_sd"]) == pytest.approx((0.25 / 3, sd))
@@ -120,7 +121,7 @@ def test_summary_pairs_by_seed():
     assert math.isnan(summary["begun"]["difference_low"])
     assert (summary["broken"]["diverged"], summary["broken"]["difference"]) == (1, None)
     assert (summary["hopeless"]["validation"], summary["unpaired"]["difference"]) == (None, None)
-    text = ablation.summary_markdown(ablation.summarise(table))
+    text = recipe_ablation.summary_markdown(recipe_ablation.summarise(table))
     assert "| begun | c | 1 | 25.00 | +5.00 | 1 |" in text
     assert "90.00; **1 of 2 diverged** | - | 0 |" in text
     assert "| -; **1 of 1 diverged** | - | 0 |" in text
@@ -219,7 +220,7 @@ def test_a_row_that_means_something_else_by_now_is_refused(imagined, tmp_path, c
 
 def test_minutes_leave_a_valid_part(imagined, tmp_path, capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(ablation.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(recipe_ablation.time, "monotonic", lambda: now[0])
     real = trials.run
 
     def slow(*arguments: Any, **named: Any) -> Any:

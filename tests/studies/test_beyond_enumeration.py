@@ -12,13 +12,13 @@ import pytest
 
 import scripts
 from spikernel_jax import CellSpace, costs, data, make_bank, score_population
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import presets
-from spikernel_jax.pipeline.jobs import Job
+from spikernel_jax.pipeline.job import Job
 from spikernel_jax.report import figures
-from spikernel_jax.scoring import population
+from spikernel_jax.scoring import scorer
 from spikernel_jax.snn.spec import NetworkSpec
-from spikernel_jax.studies import comparison
+from spikernel_jax.studies import beyond_enumeration
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "beyond_enumeration.py"
 start = functools.partial(scripts.start, SCRIPT)
@@ -35,19 +35,19 @@ def data_read_once():
         yield
 
 
-def quickly(rows: np.ndarray, *_: Any, **__: Any) -> population.Scores:
+def quickly(rows: np.ndarray, *_: Any, **__: Any) -> scorer.Scores:
     """Scores that take no time: the number of edges, and a little for which."""
     flat = rows.reshape(len(rows), -1).astype(np.int64)
     scores = (flat != 0).sum(1) + flat @ np.arange(1, flat.shape[1] + 1) / 1000
-    return population.summarise(scores[:, None], np.ones(len(rows), np.int64))
+    return scorer.summarise(scores[:, None], np.ones(len(rows), np.int64))
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Nothing is computed with networks."""
-    monkeypatch.setattr(population, "make_bank", lambda *_: {})
-    monkeypatch.setattr(population, "score_population", quickly)
-    monkeypatch.setattr(comparison.pruning, "score_supernets", lambda masks, *_, **__: masks.sum((1, 2)) / 7)
+    monkeypatch.setattr(scorer, "make_bank", lambda *_: {})
+    monkeypatch.setattr(scorer, "score_population", quickly)
+    monkeypatch.setattr(beyond_enumeration.pruning, "score_supernets", lambda masks, *_, **__: masks.sum((1, 2)) / 7)
 
 
 @pytest.mark.usefixtures("quick")
@@ -80,14 +80,14 @@ def test_runs_stops_and_goes_on(space, tmp_path, monkeypatch):
     # Stopped in the middle of the second strategy.
     calls = 0
 
-    def stops(rows: np.ndarray, *arguments: Any, **options: Any) -> population.Scores:
+    def stops(rows: np.ndarray, *arguments: Any, **options: Any) -> scorer.Scores:
         nonlocal calls
         calls += 1
         if calls == 7:
             raise KeyboardInterrupt
         return quickly(rows)
 
-    monkeypatch.setattr(population, "score_population", stops)
+    monkeypatch.setattr(scorer, "score_population", stops)
     broken = tmp_path / "broken"
     with pytest.raises(SystemExit) as stop:
         start(*SMALL, "--space", space, "--out", str(broken))
@@ -109,7 +109,7 @@ def filled_bank(_: Any, spec: NetworkSpec, seeds: int) -> Any:
 
 def test_scores_a_real_network(tmp_path, monkeypatch):
     """Scores are those of the public call, memory that of the trained width."""
-    monkeypatch.setattr(population, "make_bank", filled_bank)
+    monkeypatch.setattr(scorer, "make_bank", filled_bank)
     start(*SMALL, "--space", "forward", "--out", str(tmp_path / "run"), "--memory-budget", "5.2KiB",
           "--fidelity", "full")  # fmt: skip
     run = RunFolder.open(tmp_path / "run")
@@ -129,7 +129,7 @@ def test_scores_a_real_network(tmp_path, monkeypatch):
     trained, fidelity = preset.network("mnist5k", 10, space), preset.fidelities[2]
     spec = fidelity.network(trained)
     bank = filled_bank(None, spec, fidelity.seeds)
-    images = fidelity.images(job.key(comparison._IMAGES_KEY), digits, trained)
+    images = fidelity.images(job.key(beyond_enumeration._IMAGES_KEY), digits, trained)
     rows = fitting[-4:]
     got = [known[space.explicit(row)] for row in rows]
     assert len(set(got)) == 4
@@ -142,13 +142,13 @@ def test_summary_counts_by_hand():
     rows += [("evolution", 1, 1, "c", 4.0, 4096), ("evolution", 1, 2, "d", 5.0, 3072)]
     rows += [("pruning", 0, 40, "e", 1.0, 512)]
     names = ["strategy", "seed", "evaluation", "genotype", "score", "memory_bytes"]
-    summary = comparison.summarise(pl.DataFrame(rows, schema=names, orient="row"))
+    summary = beyond_enumeration.summarise(pl.DataFrame(rows, schema=names, orient="row"))
     _, evolved, pruned = summary.iter_rows(named=True)
     assert evolved == {
         "strategy": "evolution", "seeds": 2, "scored": 2, "best score": 4.0, "sd": pytest.approx(2**0.5),
         "mean rank": 2.0, "best cell": "d", "memory KiB": 3.0,
     }  # fmt: skip
-    text = comparison.summary_markdown(summary)
+    text = beyond_enumeration.summary_markdown(summary)
     assert "| evolution | 2 | 2 | 4.000 ± 1.414 | 2 | d | 3 |" in text
     assert "| pruning | 1 | 40 | 1.000 | 4 | e | 0.5 |" in text
     assert (pruned["scored"], pruned["mean rank"], pruned["best cell"]) == (40, 4.0, "e")
@@ -217,6 +217,6 @@ def test_the_two_cells_note_says_what_the_score_goes_with():
     genotypes = ["0>1:conv3 0>3:conv3 | 0>3:skip", "0>3:conv3 | 0>3:conv3", "0>3:skip | 0>1:conv3 0>3:conv3"]
     rows = {"strategy": ["random"] * 3 + ["evolution"], "genotype": [*genotypes, genotypes[0]]}
     table = pl.DataFrame(rows | {"score": [3.0, 2.0, 1.0, -9.0]})
-    note = comparison.two_cells_note(table)
+    note = beyond_enumeration.two_cells_note(table)
     assert "Over the 3 cells" in note
     assert "+1.00 with the convolutions of cell 1 and -1.00 with those of cell 2" in note

@@ -17,9 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from spikernel_jax.io import distributed
-from spikernel_jax.io.distributed import ALONE, Processes, initialise
-from spikernel_jax.scoring import population
+from spikernel_jax.io.processes import ALONE, Processes, alone_counter, initialise
+from spikernel_jax.scoring import scorer
 from spikernel_jax.search import queue
 
 ROWS = np.arange(41 * 6, dtype=np.int8).reshape(41, 6)
@@ -59,9 +58,9 @@ def job(seconds: float = 0.0, **changes: Any) -> dict[str, Any]:
     return {"rows": ROWS, "scorer": Sums(seconds), "seeds": SEEDS, "chunk": CHUNK, "inputs": {"seed": 0}} | changes
 
 
-def expected() -> population.Scores:
+def expected() -> scorer.Scores:
     total = ROWS.sum(1)
-    return population.summarise(np.sin(total[:, None] + 100.0 * np.arange(SEEDS)), ROWS[:, 0].astype(np.int64))
+    return scorer.summarise(np.sin(total[:, None] + 100.0 * np.arange(SEEDS)), ROWS[:, 0].astype(np.int64))
 
 
 def member(index: str, port: str, folder: str, seconds: str, seed: str = "0") -> None:
@@ -105,7 +104,7 @@ def start(tmp_path):
         environment = {**os.environ, "PYTHONPATH": f"{root}:{Path(__file__).parent}", "JAX_PLATFORMS": "cpu"}
         for index, seed in enumerate(seeds):
             arguments = [str(value) for value in (index, port, tmp_path / "store", seconds, seed)]
-            code = f"import test_distributed; test_distributed.member(*{arguments!r})"
+            code = f"import test_processes; test_processes.member(*{arguments!r})"
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
             started.append(subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes))
         return started[-2:]
@@ -237,7 +236,7 @@ def test_units_are_shared_without_overlap():
     for one, lanes in zip(work, (1, 2, 5), strict=True):
         one.scorer = Lanes(lanes)
     undone = [unit for unit in range(UNITS) if unit % 7]
-    take = distributed.alone_counter()
+    take = alone_counter()
     taken = [[] for _ in work]
     calls = [one._calls(undone, take) for one in work]
     for turn in itertools.cycle(range(3)):

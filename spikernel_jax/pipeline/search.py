@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.genotype import CellSpace
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import tradeoff
-from spikernel_jax.pipeline.jobs import Job, Say, timed
+from spikernel_jax.pipeline.job import Job, Say, timed
 from spikernel_jax.report import figures
-from spikernel_jax.scoring import population
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
+from spikernel_jax.scoring.scorer import Scorer, Scores, make_bank, paired_standard_errors
 from spikernel_jax.search import queue
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec
@@ -47,7 +47,7 @@ class Rung(NamedTuple):
 
     name: str
     at: NDArray[np.int64]  # positions in `Cells.rows`, increasing
-    scores: population.Scores
+    scores: Scores
 
 
 def find_cells(job: Job, sets: Sequence[tuple[int, ...]]) -> Cells:
@@ -109,10 +109,10 @@ def _scoring(job: Job, cells: Cells, name: str, fidelity: Fidelity, at: NDArray[
     preset = job.preset
     spec = fidelity.network(cells.trained)
     index = NAMES.index(name)
-    bank = population.make_bank(jax.random.fold_in(job.key(_SCORING_KEY), index), spec, fidelity.seeds)
+    bank = make_bank(jax.random.fold_in(job.key(_SCORING_KEY), index), spec, fidelity.seeds)
     images = fidelity.images(jax.random.fold_in(job.key(_BATCH_KEY), index), job.data, cells.trained)
     chunk = queue.chunk_size(spec, fidelity.batch)
-    scorer = population.Scorer(bank, images, spec, score=preset.score, chunk=chunk, say=job.say)
+    scorer = Scorer(bank, images, spec, score=preset.score, chunk=chunk, say=job.say)
     origin = {"data": job.data.name, "seed": job.seed, "train": len(job.data.train.labels)}
     origin |= {"strategy": job.options["strategy"], "fidelity": name}
     return {
@@ -207,7 +207,7 @@ def search_sets(job: Job, sets: Sequence[tuple[int, ...]]) -> "pl.DataFrame":
     columns = {name: np.full(len(cells.rows), np.nan) for name in ("score", "score_se", "score_se_paired")}
     lif_calls = np.zeros(len(cells.rows), np.int64)
     for index, (_, at, scores) in enumerate(results):
-        paired = population.paired_standard_errors(scores.replicates)
+        paired = paired_standard_errors(scores.replicates)
         for name, values in zip(columns, (scores.scores, scores.standard_errors, paired), strict=True):
             columns[name][at] = values
         reached[at], lif_calls[at] = index, scores.lif_calls

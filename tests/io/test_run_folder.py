@@ -17,10 +17,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from spikernel_jax.io import files, runs
-from spikernel_jax.io.chunks import ChunkStore
+from spikernel_jax.io import files, run_folder
 from spikernel_jax.io.files import append_jsonl, read_jsonl, truncate_jsonl
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.io.store import ChunkStore
 
 CONFIG = {"sizes": (1, 3), "train": {"epochs": 3, "lr": 0.1}, "out": Path("runs") / "a"}
 ROOT = Path(__file__).resolve().parents[2]
@@ -293,21 +293,21 @@ def test_git_state_of_a_checkout_of_its_own_only(tmp_path):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
-    assert runs._git_state(tmp_path) is None
+    assert run_folder._git_state(tmp_path) is None
     git("init")
-    assert runs._git_state(tmp_path) is None  # no commit yet
+    assert run_folder._git_state(tmp_path) is None  # no commit yet
     (tmp_path / "a.py").write_text("1")
     git("add", ".")
     git("commit", "-m", "x")
-    state = runs._git_state(tmp_path)
+    state = run_folder._git_state(tmp_path)
     assert state is not None
     assert (len(state["commit"]), state["dirty"]) == (40, False)
     (tmp_path / "result.json").write_text("{}")  # a result is no change of the program
-    assert runs._git_state(tmp_path) == state
+    assert run_folder._git_state(tmp_path) == state
     (tmp_path / "b.py").write_text("2")
-    assert runs._git_state(tmp_path) == {**state, "dirty": True}
+    assert run_folder._git_state(tmp_path) == {**state, "dirty": True}
     (tmp_path / "inner").mkdir()
-    assert runs._git_state(tmp_path / "inner") is None
+    assert run_folder._git_state(tmp_path / "inner") is None
 
 
 # JSON lines
@@ -489,7 +489,7 @@ def child(code: str, *arguments: object) -> "subprocess.Popen[str]":
 LOCKER = """
 import sys, time
 from pathlib import Path
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1]), {}).lock():
     print("locked", flush=True)
     time.sleep(60)
@@ -519,9 +519,9 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from spikernel_jax.io.chunks import ChunkStore
+from spikernel_jax.io.store import ChunkStore
 from spikernel_jax.io.files import append_jsonl, read_jsonl
-from spikernel_jax.io.runs import RunFolder
+from spikernel_jax.io.run_folder import RunFolder
 
 run = RunFolder(Path(sys.argv[1]), {})
 metrics = run.path / "metrics.jsonl"
@@ -565,8 +565,8 @@ def test_kill_9_leaves_only_whole_results(tmp_path):
 
 KILLED_BEFORE_MOVING = """
 import os, signal, sys
-from spikernel_jax.io import chunks
-store = chunks.ChunkStore(sys.argv[1], {})
+from spikernel_jax.io.store import ChunkStore
+store = ChunkStore(sys.argv[1], {})
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 store.save(0, a=[1, 2, 3])
 """

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from spikernel_jax.cells.genotype import CellSpace
-from spikernel_jax.scoring import proxies
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.scoring import scores as scoring
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec, Site
 
@@ -43,10 +43,10 @@ def kernel_oracle(form, spikes, calls):
 @jax.jit
 def scores(spikes, calls):
     """Both forms by the package."""
-    records = {site: proxies.normalised_hamming(x) for site, x in spikes.items()}
+    records = {site: scoring.normalised_hamming(x) for site, x in spikes.items()}
     sites = {site: Site(int(np.prod(x.shape[2:])), calls[site]) for site, x in spikes.items()}
-    terms = proxies.collect(records, sites)
-    return {form: proxies.get_score(form)(terms) for form in FORMS}
+    terms = scoring.collect(records, sites)
+    return {form: scoring.get_score(form)(terms) for form in FORMS}
 
 
 def random_spikes(seed=0, t=2, b=7):
@@ -74,7 +74,8 @@ def test_equals_the_formulas(form):
 def test_terms_count_calls():
     spikes = random_spikes()
     sites = {"a": Site(60, 3), "b": Site(11, 1)}
-    terms = proxies.collect({k: proxies.normalised_hamming(jnp.asarray(x)) for k, x in spikes.items()}, sites)
+    rho = {k: scoring.normalised_hamming(jnp.asarray(x)) for k, x in spikes.items()}
+    terms = scoring.collect(rho, sites)
     assert float(terms.calls) == 2 * (3 + 1)
     np.testing.assert_allclose(float(terms.neurons), (3 * 60 + 11) / 4, rtol=1e-6)
 
@@ -82,7 +83,7 @@ def test_terms_count_calls():
 def test_rho_of_silent_and_of_firing_images():
     x = np.zeros((1, 4, 8), np.float32)
     x[0, 1], x[0, 2, :2] = 1, 1
-    rho = np.asarray(proxies.normalised_hamming(jnp.asarray(x)))[0]
+    rho = np.asarray(scoring.normalised_hamming(jnp.asarray(x)))[0]
     np.testing.assert_allclose(rho, rho_oracle(x[0]), rtol=1e-6)
     assert np.array_equal(np.diagonal(rho), np.zeros(4))
     assert rho[0, 3] == 0  # both silent: no distance, and none expected
@@ -120,7 +121,7 @@ def wide_calls(calls=15, b=64, n=262_144):
 def test_float32_is_accurate_where_the_reference_is_not():
     """The determinant lemma keeps five digits at N = 262,144; adding N to rho in float32 does not."""
     n, rhos, exact, reference = 262_144, [], 0.0, 0.0
-    hamming = jax.jit(proxies.normalised_hamming)
+    hamming = jax.jit(scoring.normalised_hamming)
     for x in wide_calls():
         rhos.append(np.asarray(hamming(jnp.asarray(x)[None]))[0])
         bits, rate = np.packbits(x > 0, axis=1).view(np.uint64), x.mean(1, dtype=np.float64)
@@ -132,7 +133,7 @@ def test_float32_is_accurate_where_the_reference_is_not():
         reference = reference + (np.float32(n) - np.float32(0.5) * rho.astype(np.float32))
     expected = np.linalg.slogdet(exact / len(rhos))[1]
     records = {"wide": jnp.asarray(np.stack(rhos))}
-    ours = proxies.sahd_code(proxies.collect(records, {"wide": Site(n, 1)}))
+    ours = scoring.sahd_code(scoring.collect(records, {"wide": Site(n, 1)}))
     assert ours.dtype == jnp.float32
     theirs = np.linalg.slogdet(np.asarray(reference / np.float32(len(rhos)), np.float64))[1]
     errors = abs(float(ours) - expected) / abs(expected), abs(theirs - expected) / abs(expected)
@@ -144,8 +145,8 @@ def test_float32_is_accurate_where_the_reference_is_not():
 def test_counts_are_exact_in_bfloat16():
     rng = np.random.default_rng(0)
     x = (rng.random((1, 4, 70_001)) < 0.4).astype(np.float32)
-    single = proxies.normalised_hamming(jnp.asarray(x))
-    half = proxies.normalised_hamming(jnp.asarray(x, jnp.bfloat16))
+    single = scoring.normalised_hamming(jnp.asarray(x))
+    half = scoring.normalised_hamming(jnp.asarray(x, jnp.bfloat16))
     assert half.dtype == jnp.float32
     np.testing.assert_array_equal(half, single)
     np.testing.assert_allclose(single[0], rho_oracle(x[0].astype(np.float64)), rtol=1e-6)
@@ -153,9 +154,9 @@ def test_counts_are_exact_in_bfloat16():
 
 def test_too_many_neurons_to_count():
     at_most = jax.ShapeDtypeStruct((1, 2, 2**24), jnp.float32)
-    assert jax.eval_shape(proxies.normalised_hamming, at_most).shape == (1, 2, 2)
+    assert jax.eval_shape(scoring.normalised_hamming, at_most).shape == (1, 2, 2)
     with pytest.raises(ValueError, match="16777217 neurons"):
-        jax.eval_shape(proxies.normalised_hamming, jax.ShapeDtypeStruct((1, 2, 2**24 + 1), jnp.float32))
+        jax.eval_shape(scoring.normalised_hamming, jax.ShapeDtypeStruct((1, 2, 2**24 + 1), jnp.float32))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -183,19 +184,19 @@ def test_order_of_images_leaves_the_score():
 
 
 def test_registry(monkeypatch):
-    monkeypatch.setattr(proxies, "_SCORES", dict(proxies._SCORES))
-    assert proxies.score_names()[:2] == FORMS
+    monkeypatch.setattr(scoring, "_SCORES", dict(scoring._SCORES))
+    assert scoring.score_names()[:2] == FORMS
     with pytest.raises(ValueError, match="score 'sahd_code' is registered already"):
-        proxies.register_score("sahd_code")(proxies.sahd_code)
+        scoring.register_score("sahd_code")(scoring.sahd_code)
     with pytest.raises(ValueError, match="score='sahd' is unknown; known: sahd_paper, sahd_code"):
-        proxies.get_score("sahd")
+        scoring.get_score("sahd")
 
-    @proxies.register_score("calls")
+    @scoring.register_score("calls")
     def calls(terms):
         return terms.calls
 
-    assert proxies.get_score("calls") is calls
-    assert proxies.score_names()[-1] == "calls"
+    assert scoring.get_score("calls") is calls
+    assert scoring.score_names()[-1] == "calls"
 
 
 def test_scores_of_a_feedback_network():
@@ -209,17 +210,17 @@ def test_scores_of_a_feedback_network():
 
     @jax.jit
     def traced(row, params, x):
-        terms, _ = proxies.spike_terms(spec, row, params, x)
-        return {form: proxies.get_score(form)(terms) for form in FORMS}
+        terms, _ = scoring.spike_terms(spec, row, params, x)
+        return {form: scoring.get_score(form)(terms) for form in FORMS}
 
     @jax.jit
     def fixed(params, x):
         def observe(spikes):
-            return proxies.normalised_hamming(spikes), spikes
+            return scoring.normalised_hamming(spikes), spikes
 
         records = network.apply(spec, row, params, x, train=True, observe=observe).records
-        terms = proxies.collect({site: rho for site, (rho, _) in records.items()}, spec.sites(row))
-        by_form = {form: proxies.get_score(form)(terms) for form in FORMS}
+        terms = scoring.collect({site: rho for site, (rho, _) in records.items()}, spec.sites(row))
+        by_form = {form: scoring.get_score(form)(terms) for form in FORMS}
         return by_form, {site: spikes for site, (_, spikes) in records.items()}, terms.calls
 
     with jax.enable_x64(True):
