@@ -10,10 +10,8 @@ included), writes that plan down and trains. A killed run goes on with the same 
 same command is given again; the time limit is the first start's.
 
 The h100-10min presets aim at 94.5 % on CIFAR-10 and 74 % on CIFAR-100, with T = 4 and below 10 M parameters. Sized by
-their FLOPs for an H100 (timed_presets.py), they have not been run there; an H200 reached 90.92 % on CIFAR-10 after 44
+their FLOPs for an H100 (`presets.py`), they have not been run there; an H200 reached 90.92 % on CIFAR-10 after 44
 epochs (results/accuracy-cifar10-h200-seed0).
-
-For a GPU machine without a network, tools/gpu_kit.py packs data and wheels.
 """
 
 import dataclasses
@@ -24,8 +22,9 @@ from typing import Any
 from rich.console import Console
 
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.timed_presets import Timed, get_timed_preset
-from spikernel_jax.studies.accuracy import open_task, train_in_time
+from spikernel_jax.pipeline.job import default_folder
+from spikernel_jax.pipeline.presets import Timed, get_timed_preset
+from spikernel_jax.studies.accuracy import open_training, train_in_time
 
 _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
 _OF_RECIPE = (
@@ -34,7 +33,7 @@ _OF_RECIPE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.MachineOptions):
     """Options of the training; those of a preset are the preset's where not given."""
 
     data: str = "mnist5k"
@@ -115,12 +114,11 @@ def settings(options: Options) -> tuple[str, Timed]:
 def accuracy(options: Options) -> None:
     """Trains, tests once, and prints the accuracies."""
     name, preset = settings(options)
-    task = open_task(options.data, name, preset, seed=options.seed, data_dir=options.data_dir, say=cli.say)
-    cli.say(f"data: {task.data.source}")
-    out = options.out or Path("runs") / f"accuracy-{options.data}-{name}-seed{options.seed}"
-    result = train_in_time(task, out)
+    timed = open_training(options.data, name, preset, seed=options.seed, data_dir=options.data_dir, say=cli.say)
+    out = options.out or default_folder(options.data, name, options.seed, "accuracy")
+    result = train_in_time(timed, out)
     Console().print(
-        f"{options.data}: {task.validation_name} {100 * result['validation_accuracy']:.2f} %, "
+        f"{options.data}: {timed.validation_name} {100 * result['validation_accuracy']:.2f} %, "
         f"test {100 * result['test_accuracy']:.2f} %, {result['parameters']:,} parameters, T = {preset.time_steps}, "
         f"{result['epochs']} epochs; report: {out / 'report.md'}"
     )

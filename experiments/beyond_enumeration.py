@@ -19,16 +19,16 @@ from typing import Literal
 from rich.console import Console
 from rich.markdown import Markdown
 
-from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.data import load_dataset
-from spikernel_jax.io.run_folder import RunFolder
-from spikernel_jax.pipeline import cli, tradeoff
-from spikernel_jax.pipeline.job import Job
+from spikernel_jax.cells.space import kernel_set
+from spikernel_jax.io.units import parse_bytes
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.job import Job, default_folder, load_images, open_folder
+from spikernel_jax.pipeline.options import resolve
 from spikernel_jax.pipeline.presets import get_preset
 from spikernel_jax.scoring import scores
 from spikernel_jax.scoring.fidelity import NAMES
 from spikernel_jax.search.evolution import Evolution
-from spikernel_jax.studies.beyond_enumeration import Study, compare, summarise, summary_markdown
+from spikernel_jax.studies.beyond_enumeration import Study, compare, over_seeds, summary_markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +57,6 @@ class Options(cli.Shared, cli.BudgetOptions):
     """Sizes of the networks that are scored. Memory is that of the preset's network."""
 
 
-def _kernel_set(text: str) -> tuple[int, ...]:
-    try:
-        return CellSpace(tuple(sorted(int(part) for part in text.split(",")))).kernel_sizes
-    except ValueError:
-        raise ValueError(f"--kernel-set {text!r}: want different odd sizes from 1 to 15 with commas, as 3,5") from None
-
-
 def open_study(options: Options) -> tuple[Job, Study]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
     data, name, seed = options.data or "mnist5k", options.preset or "cpu", options.seed or 0
@@ -75,39 +68,33 @@ def open_study(options: Options) -> tuple[Job, Study]:
     budget = preset.memory_budget if options.memory_budget is None else options.memory_budget
     study = Study(
         space=options.space,
-        kernel_set=_kernel_set(options.kernel_set),
+        kernel_set=kernel_set(options.kernel_set, "--kernel-set"),
         budget=options.budget,
         seeds=options.seeds,
         fidelity=dict(zip(NAMES, preset.fidelities, strict=True))[options.fidelity],
         evolution=Evolution(options.population, options.sample, options.children),
-        memory_budget=tradeoff.parse_bytes(budget),
+        memory_budget=parse_bytes(budget),
         bits=preset.bits if options.bits is None else options.bits,
     )
-    images = load_dataset(
-        data, options.data_dir, limit_train=preset.limit_train, limit_validation=32, limit_test=32, clip=True
-    )
-    available, needed = len(images.train.labels), study.fidelity.images_needed
-    if needed > available:
-        raise ValueError(f"batch times seeds of a score = {needed} is larger than the data: {available} images")
+    few = dataclasses.replace(preset, limit_validation=32, limit_test=32)
+    images = load_images(data, options.data_dir, few, **{"batch times seeds of a score": study.fidelity.images_needed})
     config = {
         "data": data,
         "seed": seed,
-        "train": available,
+        "train": len(images.train.labels),
         "settings": dataclasses.asdict(preset),
         "study": dataclasses.asdict(study),
     }
-    out = options.out or Path("runs") / f"beyond-{options.space}-{data}-{name}-seed{seed}"
-    run = RunFolder.create(out, config)
-    cli.say(f"data: {images.source}")
-    cli.say(f"run folder: {run.path}")
-    return Job(run, images, preset, seed, {}, cli.say), study
+    out = options.out or default_folder(data, name, seed, f"beyond-{options.space}")
+    run = open_folder(out, config, images, cli.say)
+    return Job(run, images, preset, seed, resolve({}, {}, preset), cli.say), study
 
 
 def beyond_enumeration(options: Options) -> None:
     """Compares the strategies."""
     job, study = open_study(options)
     with job.run.lock():
-        summary = summarise(compare(job, study))
+        summary = over_seeds(compare(job, study))
     Console().print(Markdown(summary_markdown(summary)))
 
 

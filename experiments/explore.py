@@ -10,7 +10,7 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax.pipeline import cli, search, steps
+from spikernel_jax.pipeline import baselines, cli, finalists, impact, kernel_sets, search, tradeoff
 from spikernel_jax.report import pages
 
 
@@ -21,14 +21,14 @@ class Options(cli.Shared, cli.SetOptions, cli.ImpactOptions, cli.TrainingOptions
 
 def explore(options: Options) -> None:
     """Runs the four steps."""
-    job = cli.open_job(options)
+    job = cli.open_job(options, searches=True)
     console = Console()
     with job.run.lock():
-        console.print(pages.impact_table(steps.impact(job)))
-        console.print(pages.finalists_table(search.search_sets(job, steps.kernel_sets(job))))
-        steps.train_finalists(job)
-        steps.train_baselines(job)
-        console.print(pages.tradeoff_table(steps.choose_model(job)))
+        console.print(pages.impact_table(impact.measure_impact(job)))
+        console.print(pages.finalists_table(search.search_sets(job, kernel_sets.choose_sets(job))))
+        finalists.train_finalists(job)
+        baselines.train_baselines(job)
+        console.print(pages.tradeoff_table(tradeoff.choose_model(job)))
 
 
 if __name__ == "__main__":

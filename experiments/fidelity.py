@@ -12,7 +12,7 @@ import itertools
 import time
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -21,10 +21,10 @@ from rich.markdown import Markdown
 from scipy import stats
 
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.data import DATASETS, Dataset, load_dataset
-from spikernel_jax.io.run_folder import RunFolder
-from spikernel_jax.io.store import ChunkStore
+from spikernel_jax.data import Dataset, dataset_info, load_dataset
+from spikernel_jax.io.store import ResultStore
 from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.job import open_folder
 from spikernel_jax.report import figures, pages
 from spikernel_jax.scoring.fidelity import Fidelity
 from spikernel_jax.scoring.scorer import PRECISIONS, Scorer, make_bank
@@ -34,6 +34,15 @@ if TYPE_CHECKING:
     import polars as pl
 
 SIZES = (1, 3, 5, 7)
+ONE_SMALLER = (("batch", 16), ("time_steps", 2), ("side", 16), ("side", 8))
+SMALL = (  # C, B, T, side
+    (4, 16, 2, 16), (4, 64, 2, 16),
+    (8, 16, 1, 16), (8, 16, 2, 8), (8, 16, 2, 16), (8, 16, 5, 16),
+    (8, 32, 1, 16), (8, 32, 2, 8), (8, 32, 2, 16), (8, 32, 2, None), (8, 32, 5, 16),
+    (8, 64, 1, 16), (8, 64, 2, 8), (8, 64, 2, 16), (8, 64, 5, 16), (8, 64, 5, None),
+    (16, 32, 1, 16), (16, 32, 2, 8), (16, 32, 2, 16), (16, 32, 5, 16),
+    (16, 64, 1, 16), (16, 64, 2, 8), (16, 64, 2, 16), (16, 64, 5, 16), (16, 64, 5, None),
+)  # fmt: skip
 _HALF_SIZE = Fidelity(16, 32, 5, 16, 2)  # where bfloat16 is compared with float32
 PART = 64  # cells that are scored, and timed, in one call
 
@@ -67,24 +76,13 @@ class Options:
 
 
 def settings(o: Options) -> list[Fidelity]:
-    """Full size with one factor changed, and small sizes with several.
+    """Full size with one factor changed, and the small sizes; none is larger than full size.
 
     Full size itself is read off the reference's own replicates.
     """
     full = Fidelity(o.channels, o.batch, o.time_steps, None, o.seeds)
-    small = [
-        (c, b, t, side)
-        for c, b, t, side in itertools.product((4, 8, 16), (16, 32, 64), (1, 2, 5), (8, 16, None))
-        if (c, b) in {(4, 16), (4, 64), (8, 16), (8, 32), (8, 64), (16, 32), (16, 64)}
-        and (side is not None or (c, b, t) in {(8, 64, 5), (16, 64, 5), (8, 32, 2)})
-        and (side != 8 or (t == 2 and c > 4))
-        and (t == 2 or c > 4)
-    ]
-    changes: list[dict[str, Any]] = [
-        {"batch": 16}, {"time_steps": 2}, {"side": 16}, {"side": 8},
-    ]  # fmt: skip
-    own = [dataclasses.replace(full, **change) for change in changes]
-    return own + [Fidelity(min(c, o.channels), b, min(t, o.time_steps), side, o.seeds) for c, b, t, side in small]
+    own = [dataclasses.replace(full, **{name: value}) for name, value in ONE_SMALLER]
+    return own + [Fidelity(min(c, o.channels), b, min(t, o.time_steps), side, o.seeds) for c, b, t, side in SMALL]
 
 
 def name(f: Fidelity) -> str:
@@ -107,12 +105,12 @@ def precision_tau(
     found = []
     for precision in PRECISIONS:
         fingerprint = {"spec": spec_to_json(f.network(spec)), "precision": precision, "rows": len(rows)}
-        store = ChunkStore(folder / f"{precision}-{name(f)}", fingerprint)
+        store = ResultStore(folder / f"{precision}-{name(f)}", fingerprint)
         found.append(score(scorer(f, spec, data, key, precision), rows, store).mean(1))
     return kendall(*found)
 
 
-def score(s: Scorer, rows: np.ndarray, store: ChunkStore) -> np.ndarray:
+def score(s: Scorer, rows: np.ndarray, store: ResultStore) -> np.ndarray:
     """Scores [n, R] of rows, a replicate at a time on disk."""
     order = s.order(rows)
     parts = [order[i : i + PART] for i in range(0, len(rows), PART)]
@@ -161,12 +159,12 @@ def study(o: Options) -> "pl.DataFrame":
     """Measures every setting, and returns those on the front."""
     import polars as pl
 
-    space, info = CellSpace(SIZES), DATASETS[o.data]
+    space, info = CellSpace(SIZES), dataset_info(o.data)
     spec = NetworkSpec(info.image_shape, info.num_classes, space, channels=o.channels, time_steps=o.time_steps)
-    data = load_dataset(o.data, None if o.data_dir is None else str(o.data_dir), limit_train=o.limit_train)
+    data = load_dataset(o.data, o.data_dir, limit_train=o.limit_train)
     config = {field.name: getattr(o, field.name) for field in dataclasses.fields(o) if field.name not in
               ("data_dir", "out")}  # fmt: skip
-    run = RunFolder.create(o.out, config)
+    run = open_folder(o.out, config, data, cli.say)
     sets = itertools.combinations(SIZES, 2)
     union = np.unique(np.concatenate([space.convert(own.enumerate(), own) for own in map(CellSpace, sets)]), axis=0)
     rng = np.random.default_rng(o.seed)
@@ -180,8 +178,8 @@ def study(o: Options) -> "pl.DataFrame":
             own = scorer(f, spec, data, jax.random.fold_in(key, zlib.crc32(label.encode()) if index else 0))
             fingerprint = {"spec": spec_to_json(f.network(spec)), "config": config, "precision": own.precision}
             began = time.perf_counter()
-            found.append(score(own, rows, ChunkStore(run.folder("scores") / label, fingerprint)))
-            if not (timed := ChunkStore(timing / label, fingerprint)).done():
+            found.append(score(own, rows, ResultStore(run.folder("scores") / label, fingerprint)))
+            if not (timed := ResultStore(timing / label, fingerprint)).done():
                 ordered = union[own.order(union)]
                 start = len(ordered) // 3
                 timed.save(0, seconds=seconds_a_cell(own, ordered[start : start + PART * own.lanes]))

@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 from scipy import stats
 
-from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.cells import space as cells
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import cli, search
 from spikernel_jax.pipeline.job import open_job
-from spikernel_jax.pipeline.tradeoff import parse_bytes
 from spikernel_jax.report import figures, pages
 
 if TYPE_CHECKING:
@@ -53,21 +52,18 @@ def compare(options: Options) -> "pl.DataFrame":
     run = RunFolder.create(out, settings)
     rows, source = [], ""
     for kernel_set in options.sets:
-        sizes = CellSpace(tuple(sorted(int(k) for k in kernel_set.split(",")))).kernel_sizes
+        sizes = cells.kernel_set(kernel_set, "--sets")
         found, seconds = {}, {}
         for name, choice in RANKINGS.items():
-            chosen = {
-                "bits": options.bits,
-                "memory_budget": options.memory_budget and parse_bytes(options.memory_budget),
-            }
             job = open_job(
                 out / f"{name}-{'-'.join(map(str, sizes))}",
                 data=data,
                 preset=preset,
                 seed=options.seed,
-                data_dir=None if options.data_dir is None else str(options.data_dir),
-                options=dict.fromkeys(("sets", "keep", "samples", "fidelity", "memory_budget")) | chosen | choice,
+                data_dir=options.data_dir,
+                given={"bits": options.bits, "memory_budget": options.memory_budget} | choice,
                 say=cli.say,
+                searches=True,
             )
             with job.run.lock():
                 found[name] = search.search_sets(job, [sizes])

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.job import Job, check_seed, open_experiment
+from spikernel_jax.pipeline.job import Job, check_seed, default_folder, open_study
 from spikernel_jax.pipeline.presets import get_preset
-from spikernel_jax.studies.kernel_controlled import Plan, accuracy_markdown, compare, make_plan, summarise
+from spikernel_jax.studies.kernel_controlled import Study, accuracy_markdown, compare, make_study, over_seeds
 from spikernel_jax.training.recipe import DEFAULT_RECIPE
 
 
@@ -47,7 +47,7 @@ class Options(cli.Shared, cli.ImpactOptions, cli.TrainingOptions):
     """Training images; default the preset's."""
 
 
-def open_comparison(options: Options) -> tuple[Job, Plan]:
+def open_comparison(options: Options) -> tuple[Job, Study]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
     data, name, seed = options.data or "mnist5k", options.preset or "cpu", check_seed(options.seed or 0)
     recipe = options.recipe or DEFAULT_RECIPE
@@ -62,26 +62,25 @@ def open_comparison(options: Options) -> tuple[Job, Plan]:
         bits=options.bits,
         limit_train=options.limit_train,
     )
-    plan = make_plan(data, preset, recipe, options.parameters)
+    study = make_study(data, preset, recipe, options.parameters)
     config = {
         "data": data,
         "preset": name,
         "seed": seed,
         "settings": dataclasses.asdict(preset),
         "recipe": recipe,
-        "parameters": plan.parameters,
+        "parameters": study.parameters,
     }
-    out = options.out or Path("runs") / f"kernel-controlled-{data}-{name}-seed{seed}"
-    of_job = {"bits": preset.bits, "recipe": recipe}
-    job = open_experiment(out, config, data_dir=options.data_dir, preset=preset, options=of_job, say=cli.say)
-    return job, plan
+    out = options.out or default_folder(data, name, seed, "kernel-controlled")
+    job = open_study(out, config, preset, data_dir=options.data_dir, say=cli.say, bits=preset.bits, recipe=recipe)
+    return job, study
 
 
 def kernel_controlled(options: Options) -> None:
     """Compares the kernel sizes, and prints the accuracies."""
-    job, plan = open_comparison(options)
+    job, study = open_comparison(options)
     with job.run.lock():
-        summary = summarise(compare(job, plan))
+        summary = over_seeds(compare(job, study))
     Console().print(Markdown(accuracy_markdown(summary)))
 
 

@@ -9,7 +9,8 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax.pipeline import cli, steps
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.impact import measure_impact
 from spikernel_jax.report import pages
 
 
@@ -22,7 +23,7 @@ def kernel_impact(options: Options) -> None:
     """Trains each kernel size over several seeds."""
     job = cli.open_job(options)
     with job.run.lock():
-        Console().print(pages.impact_table(steps.impact(job)))
+        Console().print(pages.impact_table(measure_impact(job)))
 
 
 if __name__ == "__main__":

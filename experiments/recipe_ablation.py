@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.job import Job, check_seed, open_experiment
+from spikernel_jax.pipeline.job import Job, check_seed, default_folder, open_study, seeds_of
 from spikernel_jax.pipeline.presets import get_preset
 from spikernel_jax.snn.spec import spec_to_json
-from spikernel_jax.studies.recipe_ablation import Base, Row, ablate, make_base, summarise, summary_markdown
+from spikernel_jax.studies.recipe_ablation import Base, Row, ablate, make_base, over_seeds, summary_markdown
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Shared):
+class Options(cli.Shared, cli.MachineOptions):
     """Options of the ablation."""
 
     out: Path | None = None
@@ -82,21 +82,20 @@ def open_ablation(options: Options) -> tuple[Job, Base, list[Row]]:
         "cell": preset.impact_cell,
         "bits": preset.bits,
     }
-    out = options.out or Path("runs") / f"recipe-ablation-{data}-{name}-seed{seed}"
+    out = options.out or default_folder(data, name, seed, "recipe-ablation")
     of_job = {"bits": preset.bits, "recipe": options.base_recipe}
-    job = open_experiment(out, config, data_dir=options.data_dir, preset=preset, options=of_job, say=cli.say)
-    return job, base, rows
+    return open_study(out, config, preset, data_dir=options.data_dir, say=cli.say, **of_job), base, rows
 
 
 def recipe_ablation(options: Options) -> None:
     """Trains the rows, and prints the table."""
     deadline = time.monotonic() + 60 * options.minutes
     job, base, rows = open_ablation(options)
-    seeds = range(job.seed * 1000, job.seed * 1000 + options.seeds)
+    seeds = seeds_of(job.seed, options.seeds)
     with job.run.lock():
         table = ablate(job, base, rows, seeds, deadline)
     if not table.is_empty():
-        Console().print(Markdown(summary_markdown(summarise(table), narrow=True)))
+        Console().print(Markdown(summary_markdown(over_seeds(table), narrow=True)))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax.pipeline import cli, steps
-from spikernel_jax.pipeline.search import score_share, search_sets
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.kernel_sets import choose_sets
+from spikernel_jax.pipeline.search import join_search, search_sets
 from spikernel_jax.report import pages
 
 
@@ -24,12 +25,14 @@ def search(options: Options) -> None:
     """Scores the cells of the kept sets."""
     processes = cli.join_processes(options)
     with processes.session():
-        job = cli.open_job(options, needs=("impact", "experiments/kernel_impact.py"), processes=processes)
+        job = cli.open_job(
+            options, needs=("impact", "experiments/kernel_impact.py"), processes=processes, searches=True
+        )
         if not processes.first:
-            score_share(job)
+            join_search(job)
             return
         with job.run.lock():
-            found = search_sets(job, steps.kernel_sets(job))
+            found = search_sets(job, choose_sets(job))
     Console().print(pages.finalists_table(found))
 
 

@@ -9,7 +9,8 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax.pipeline import cli, steps
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.tradeoff import choose_model
 from spikernel_jax.report import pages
 
 
@@ -23,7 +24,7 @@ def tradeoff(options: Options) -> None:
     # Another budget or width here asks what another device would get: the run's own are not changed.
     job = cli.open_job(options, override=True, needs=("finalists", "experiments/train.py"))
     with job.run.lock():
-        table = steps.choose_model(job)
+        table = choose_model(job)
     Console().print(pages.tradeoff_table(table))
 
 

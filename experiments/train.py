@@ -10,7 +10,9 @@ import dataclasses
 
 from rich.console import Console
 
-from spikernel_jax.pipeline import cli, steps
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.baselines import train_baselines
+from spikernel_jax.pipeline.finalists import train_finalists
 from spikernel_jax.report import pages
 
 
@@ -23,7 +25,7 @@ def train(options: Options) -> None:
     """Trains finalists and baselines."""
     job = cli.open_job(options, needs=("search", "experiments/search.py"))
     with job.run.lock():
-        tables = steps.train_finalists(job), steps.train_baselines(job)
+        tables = train_finalists(job), train_baselines(job)
     columns = ("name", "genotype", "seed", "validation_accuracy", "test_accuracy", "memory_bytes")
     for table in tables:
         Console().print(pages.markdown_table(table, columns))

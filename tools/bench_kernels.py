@@ -19,7 +19,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn.model import hashable
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.devices import devices_for, to_all
-from spikernel_jax.training.loop import TrainState, _Recipe, _step, _train_steps
+from spikernel_jax.training.loop import TrainState, _Program, _step, _train_steps
 from spikernel_jax.training.recipe import TrainConfig
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -61,14 +61,14 @@ def compiled_step(
     """
     codes = hashable(genotype)
     devices = devices_for(len(labels))
-    plan = _Recipe(spec, codes, config, 1_000_000, MEAN, STD, devices)  # so long a cosine is a constant
+    program = _Program(spec, codes, config, 1_000_000, MEAN, STD, devices)  # so long a cosine is a constant
     init, key = jax.random.split(jax.random.key(seed))
-    state = plan.start(init)
+    state = program.start(init)
     chosen = jnp.arange(len(labels))
     chosen = jnp.tile(chosen, (steps, 1)) if steps else chosen
     rest = to_all(devices, (key, images, labels, chosen))
-    step = _train_steps if steps else jax.jit(_step, static_argnames=("plan",), donate_argnames=("state",))
-    compiled = step.lower(plan, state, *rest).compile()
+    step = _train_steps if steps else jax.jit(_step, static_argnames=("program",), donate_argnames=("state",))
+    compiled = step.lower(program, state, *rest).compile()
     return Program(lambda state: compiled(state, *rest), steps or 1, state, compiled, config.precision)
 
 

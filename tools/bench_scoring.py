@@ -173,7 +173,7 @@ def _limit_entry(bench: Bench, text: str, seconds: list[float]) -> dict[str, Any
 def _limit_text(settings: Settings, entries: list[dict[str, Any]]) -> str:
     limits, options = settings.ceilings, settings.options
     header = (
-        "sizes", "C", "cells timed", "GFLOP a cell", "cells/s", "best s", "median s", "GFLOP/s",
+        "sizes", "C", "cells timed", "GFLOP per cell", "cells/s", "best s", "median s", "GFLOP/s",
         "of matmul ceiling", "of bandwidth", "compile s", "all cells", "all, extrapolated s",
     )  # fmt: skip
     rows = [

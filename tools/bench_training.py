@@ -49,6 +49,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import normalise
 from spikernel_jax.pipeline import cli
 from spikernel_jax.snn import neurons
+from spikernel_jax.snn.cost import nearest_width
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.devices import devices_for
@@ -67,7 +68,7 @@ _LABELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.MachineOptions):
     """What is measured; options of default None have two defaults, the second that of --quick."""
 
     json: Path | None = None
@@ -155,9 +156,6 @@ def step_flops(spec: NetworkSpec, genotype: ArrayLike, batch: int) -> int:
 def equal_width(spec: NetworkSpec, genotype: ArrayLike) -> int:
     """The width C' at which one time step has forward FLOPs nearest to all T of the network.
 
-    FLOPs are a polynomial in C' of degree 2: cells and transition are quadratic, stem and the head's first layer
-    linear. Three widths give its coefficients exactly.
-
     Args:
       spec: the network; forward cells only.
       genotype: codes [E] or [2, E].
@@ -169,13 +167,7 @@ def equal_width(spec: NetworkSpec, genotype: ArrayLike) -> int:
     def at(width: int) -> int:
         return forward_flops(dataclasses.replace(spec, channels=width, time_steps=1), genotype, 1)
 
-    target = forward_flops(spec, genotype, 1)
-    f1, f2, f3 = map(at, (1, 2, 3))
-    a = (f3 - 2 * f2 + f1) / 2
-    b = f2 - f1 - 3 * a
-    c = f1 - a - b
-    width = int((math.sqrt(max(b * b - 4 * a * (c - target), 0)) - b) / (2 * a))
-    return min((max(width, 1), width + 1), key=lambda w: abs(at(w) - target))
+    return nearest_width(at, forward_flops(spec, genotype, 1))
 
 
 @contextlib.contextmanager
@@ -322,7 +314,7 @@ def _text(settings: Settings, results: dict[str, Any]) -> str:
         low, high = min(ratio["ratio_by_round"]), max(ratio["ratio_by_round"])
         return f"{ratio['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
-    header = ("", "C", "T", "GFLOP a step", "best s", "median s", "images/s", "GFLOP/s", "of matmul ceiling",
+    header = ("", "C", "T", "GFLOP per step", "best s", "median s", "images/s", "GFLOP/s", "of matmul ceiling",
               "program MB", "compile s")  # fmt: skip
     rows = [
         (

@@ -1,7 +1,7 @@
 """The space of cells: encode, check, reduce to a canonical form, list, sample, mutate, read and print.
 
 A cell is a graph on four nodes, node 0 its input and node 3 its output; a node is the sum of what comes in.
-`CellSpace` fixes which operations an edge may hold and encodes a cell as a row of int8 codes, one an edge.
+`CellSpace` fixes which operations an edge may hold and encodes a cell as a row of int8 codes, one per edge.
 
 Sources: Kim et al., ECCV 2022, arXiv 2201.10355 (cells, sampler, notation); Putra & Shafique, 2025,
 arXiv 2404.01685 (kernel sets).
@@ -9,7 +9,7 @@ arXiv 2404.01685 (kernel sets).
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -436,3 +436,28 @@ def _key_words(key: Any) -> list[int]:
     if not typed or key.ndim:
         raise ValueError(f"key is {key!r}: want one key, such as jax.random.key(0)")
     return np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+
+def kernel_set(text: str, what: str = "kernel set") -> tuple[int, ...]:
+    """Reads a kernel set as options and tables write it, ``"3,5"``; `kernel_set_text` writes it.
+
+    Args:
+      text: sizes with commas, in any order.
+      what: names the text in an error, as ``"--sets"``.
+
+    Returns:
+      The sizes in increasing order.
+
+    Raises:
+      ValueError: unless they are different odd sizes up to 15.
+    """
+    try:
+        return CellSpace(tuple(sorted(int(part) for part in text.split(",")))).kernel_sizes
+    except ValueError:
+        wanted = f"want different odd sizes from 1 to {LARGEST_KERNEL} with commas, as 3,5"
+        raise ValueError(f"{what} {text!r}: {wanted}") from None
+
+
+def kernel_set_text(sizes: Iterable[int]) -> str:
+    """Writes a kernel set: ``"3,5"``."""
+    return ",".join(map(str, sizes))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spikernel_jax.data.augment import augment, cutout, epoch_batches, normalise
+from spikernel_jax.data.image_folder import folder_info, read_image_folder
 from spikernel_jax.data.mix import cutmix, mixup
 from spikernel_jax.data.sources import DATASETS, DataNotFoundError, DatasetInfo, read_pools
 from spikernel_jax.data.trivial import trivial_augment
@@ -26,6 +27,7 @@ __all__ = [
     "check_images",
     "cutmix",
     "cutout",
+    "dataset_info",
     "epoch_batches",
     "load_dataset",
     "make_dataset",
@@ -129,11 +131,26 @@ def make_dataset(name: str, train: Split, validation: Split, test: Split, num_cl
         _checked(split, f"{name} {field}", num_classes, np.shape(train.images)[1:])
         for field, split in (("train", train), ("validation", validation), ("test", test))
     )
-    mean, std = _channel_statistics(train.images)
-    if 0.0 in std:
-        raise ValueError(f"{name}: channel {std.index(0.0)} of the training images never varies")
+    mean, std = _statistics(name, train.images)
     counts = f"{len(train.labels):,} train, {len(validation.labels):,} validation, {len(test.labels):,} test"
     return Dataset(name, train, validation, test, num_classes, mean, std, f"arrays given by the caller: {counts}")
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """What is known of a data set before it is read.
+
+    Args:
+      name: a key of `DATASETS`, or the path of a folder of images (`spikernel_jax.data.image_folder`).
+
+    Raises:
+      ValueError: if it is neither, or the folder is not laid out as it should be.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    if Path(name).is_dir():
+        return folder_info(name)
+    known = ", ".join(sorted(DATASETS))
+    raise ValueError(f"unknown data set {name!r}; known: {known}, or the path of a folder of images")
 
 
 def load_dataset(
@@ -154,9 +171,9 @@ def load_dataset(
     split. Official duplicates (CIFAR-100 has a few) are kept as they are.
 
     Args:
-      name: A key of `DATASETS`.
+      name: A key of `DATASETS`, or the path of a folder of images.
       data_dir: Folder to look in; None means the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        Unused by the embedded set.
+        Unused by the embedded set and by folders of images.
       validation: Number of validation images; None means the set's default share (10 %, or 1,000 for mnist5k).
         The order of the training images does not depend on it.
       limit_train: Keep only the first n training images.
@@ -171,11 +188,9 @@ def load_dataset(
       DataNotFoundError: The data is not there; the message says how to get it. A ValueError.
       ValueError: Unknown name, a count out of range, or data that cannot be read.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(sorted(DATASETS))}")
-    info = DATASETS[name]
+    info = dataset_info(name)
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    pools = read_pools(info, root)
+    pools = read_image_folder(info) if info.kind == "images" else read_pools(info, root)
     order = _stratified_order(pools.train.labels)
     if pools.test is None:
         order, test_order = order[: info.train_size], order[info.train_size :]
@@ -204,7 +219,8 @@ def load_dataset(
         splits[field] = _checked(split, f"{name} {field}", pools.num_classes, info.image_shape)
         counts.append(f"{len(kept):,} {field}" + (f" (of {len(at):,})" if len(kept) < len(at) else ""))
     source = f"{pools.origin}; stratified by class with a fixed seed: {', '.join(counts)}"
-    return Dataset(name, **splits, num_classes=pools.num_classes, mean=info.mean, std=info.std, source=source)
+    mean, std = (info.mean, info.std) if info.mean else _statistics(name, splits["train"].images)
+    return Dataset(name, **splits, num_classes=pools.num_classes, mean=mean, std=std, source=source)
 
 
 def _count(field: str, value: int | None, default: int, high: int) -> int:
@@ -236,14 +252,16 @@ def _checked(split: Split, what: str, num_classes: int, image_shape: tuple[int, 
     return Split(images, labels.astype(np.int32))
 
 
-def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Exact per-channel mean and deviation of pixel / 255, by histogram: no float copy of the images."""
+def _statistics(name: str, images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Exact per-channel mean and deviation of pixel / 255, by histogram: no float copy; ValueError where one is 0."""
     value = np.arange(256) / 255.0
     mean, std = [], []
     for channel in range(images.shape[-1]):
         share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., channel].size
         mean.append(float(share @ value))
         std.append(float(np.sqrt(share @ (value - mean[-1]) ** 2)) if np.count_nonzero(share) > 1 else 0.0)
+    if 0.0 in std:
+        raise ValueError(f"{name}: channel {std.index(0.0)} of the training images never varies")
     return tuple(mean), tuple(std)
 
 

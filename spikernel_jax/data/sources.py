@@ -31,12 +31,12 @@ class DatasetInfo:
 
     Attributes:
       name: Key in `DATASETS`.
-      kind: `embedded` in a package, prepared for `tfds`, or a `folder` of JPEG files.
+      kind: `embedded` in a package, prepared for `tfds`, a `folder` as Tiny ImageNet's, or `images` of the user's own.
       version: TFDS version, empty for the other kinds.
       image_shape: (H, W, C).
       num_classes: Number of classes.
-      mean: Per-channel mean of pixel / 255.
-      std: Per-channel standard deviation of pixel / 255.
+      mean: Per-channel mean of pixel / 255; empty where it is taken of the training images.
+      std: Per-channel standard deviation of pixel / 255, likewise.
       statistics: Of which images mean and std are; constants as commonly published, the same for every split and limit.
       padding: Black border, in pixels, of the random crop in training.
       flip: Whether a mirrored image keeps its meaning (not so for digits).
@@ -47,7 +47,7 @@ class DatasetInfo:
     """
 
     name: str
-    kind: Literal["embedded", "tfds", "folder"]
+    kind: Literal["embedded", "tfds", "folder", "images"]
     version: str
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -168,7 +168,7 @@ def read_pools(info: DatasetInfo, root: Path) -> Pools:
     return _read_tfds(info, root) if info.kind == "tfds" else _read_tiny_imagenet(info, root)
 
 
-def _decode(
+def decode(
     encoded: Callable[[int], bytes],
     where: Callable[[int], str],
     shape: tuple[int, int, int],
@@ -275,7 +275,7 @@ def _read_tfds(info: DatasetInfo, root: Path) -> Pools:
             return f"{split} image {i} in {folder}"
 
         def fetch(indices: np.ndarray, encoded: list[bytes] = encoded, where: Any = where) -> np.ndarray:
-            return _decode(encoded.__getitem__, where, info.image_shape, indices)
+            return decode(encoded.__getitem__, where, info.image_shape, indices)
 
         pools.append((Pool(np.array(labels, np.int32), fetch), _presence(len(labels), official, split)))
     (train, train_note), (test, test_note) = pools
@@ -337,7 +337,7 @@ def _read_tiny_imagenet(info: DatasetInfo, root: Path) -> Pools:
             return paths[i].read_bytes()
 
         def fetch(indices: np.ndarray) -> np.ndarray:
-            return _decode(encoded, lambda i: str(paths[i]), info.image_shape, indices)
+            return decode(encoded, lambda i: str(paths[i]), info.image_shape, indices)
 
         return Pool(np.array(labels, np.int32), fetch)
 

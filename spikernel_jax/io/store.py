@@ -1,4 +1,4 @@
-"""Results of a long computation, chunk by chunk in a folder."""
+"""Results of a long computation, piece by piece in a folder."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ import numpy as np
 
 from spikernel_jax.io.files import as_json, atomic_path, await_file, differences, one_line, read_json, write_json
 
-_CHUNK_SUM = "sha256"  # name of the array that holds the sum of a chunk's others
+_SUM = "sha256"  # name of the array that holds the sum of a piece's others
 
 
 def _arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -22,16 +22,16 @@ def _arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-class ChunkStore:
-    """Results of a long computation, chunk by chunk, in a folder.
+class ResultStore:
+    """Results of a long computation, piece by piece, in a folder.
 
-    A chunk is there whole or not at all, so a computation that was killed goes on with those not `done()`.
-    The fingerprint holds all that the results depend on; chunks of two computations never mix. Several
-    processes may save at a time, on several hosts; of two that save the same chunk one is kept, whole.
+    A piece is there whole or not at all, so a computation that was killed goes on with those not `done()`.
+    The fingerprint holds all that the results depend on; pieces of two computations never mix. Several
+    processes may save at a time, on several hosts; of two that save the same piece one is kept, whole.
     """
 
     def __init__(self, folder: str | Path, fingerprint: dict[str, Any]):
-        """Opens a folder of chunks or makes it; ValueError if its chunks have another fingerprint or none."""
+        """Opens a folder of results or makes it; ValueError if its pieces have another fingerprint or none."""
         self.folder = Path(folder)
         fingerprint = as_json(fingerprint, f"the fingerprint of {folder}")
         self.folder.mkdir(exist_ok=True)
@@ -48,8 +48,8 @@ class ChunkStore:
             write_json(path, fingerprint)
 
     @classmethod
-    def join(cls, folder: str | Path, fingerprint: dict[str, Any]) -> "ChunkStore":
-        """Opens a folder of chunks that another process has made; ValueError if it is not seen in two minutes."""
+    def join(cls, folder: str | Path, fingerprint: dict[str, Any]) -> "ResultStore":
+        """Opens a folder of results that another process has made; ValueError if it is not seen in two minutes."""
         await_file(Path(folder) / "fingerprint.json", lambda _: True)
         return cls(folder, fingerprint)
 
@@ -62,45 +62,45 @@ class ChunkStore:
         return self.folder / f"chunk-{index:06d}.npz"
 
     def done(self) -> set[int]:
-        """Indices of the chunks that are there."""
+        """Indices of the pieces that are there."""
         names = (re.fullmatch(r"chunk-(\d{6,})\.npz", entry.name) for entry in self.folder.iterdir())
         return {int(name[1]) for name in names if name}
 
     def save(self, index: int, /, **arrays: Any) -> None:
-        """Writes one chunk, atomically.
+        """Writes one piece, atomically.
 
         Raises:
           ValueError: the index is negative, a name is reserved (`sha256`, or by `numpy.savez`), or its format
             cannot hold an array's type (objects, bfloat16).
         """
         if index < 0:
-            raise ValueError(f"a chunk's index is 0 or more, got {index}")
+            raise ValueError(f"a piece's index is 0 or more, got {index}")
         values = {name: np.asarray(array) for name, array in arrays.items()}
         for name, value in values.items():
             # Objects would be pickled, and bfloat16 would come back as two bytes of no type.
-            if name in (_CHUNK_SUM, "file", "allow_pickle") or value.dtype.kind in "OV":
+            if name in (_SUM, "file", "allow_pickle") or value.dtype.kind in "OV":
                 raise ValueError(f"cannot store array {name!r} of type {value.dtype}: rename or convert it")
         # The sum goes first: damage to an entry of the archive's directory can hide those that follow it.
-        values = {_CHUNK_SUM: np.asarray(_arrays_digest(values)), **values}
+        values = {_SUM: np.asarray(_arrays_digest(values)), **values}
         with atomic_path(self._path(index)) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **values)
 
     def load(self, index: int) -> dict[str, np.ndarray]:
-        """Reads one chunk; ValueError if it is missing or damaged.
+        """Reads one piece; ValueError if it is missing or damaged.
 
-        A chunk of an earlier version holds no sum of its arrays and is taken as it is.
+        A piece of an earlier version holds no sum of its arrays and is taken as it is.
         """
         path = self._path(index)
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             # The archive's own sums miss damage to an array's header that makes it shorter.
-            written = arrays.pop(_CHUNK_SUM, None)
+            written = arrays.pop(_SUM, None)
             if written is not None and str(written) != _arrays_digest(arrays):
                 raise ValueError("its arrays differ from what was saved")
             return arrays
         except FileNotFoundError:
-            raise ValueError(f"{path} is missing: chunk {index} has not been computed") from None
+            raise ValueError(f"{path} is missing: piece {index} has not been computed") from None
         except Exception as error:  # of damaged archives come many types, NotImplementedError among them
             reason = one_line(error)
             raise ValueError(f"{path} is damaged ({reason}): delete it to have it computed again") from None

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.pipeline.job import Job, settings_there
-from spikernel_jax.pipeline.trials import Interval, interval
+from spikernel_jax.cells.space import CellSpace, kernel_set
+from spikernel_jax.pipeline import impact, trials
+from spikernel_jax.pipeline.job import Job, Purpose
+from spikernel_jax.report.intervals import Interval, interval
 from spikernel_jax.search import queue
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 SEARCHED, UNSEARCHED, RANDOM, PUBLISHED = "finalist", "unsearched", "random", "published"
 # SNASNet's cell for CIFAR-100, 0302 0030 3003 0000 of its README, without its feedback edge: cells are forward here.
 _SNASNET = "0>1:conv3 0>3:conv1 1>2:conv3 2>3:conv3"
-_RANDOM_KEY = 104
 
 
 class Baseline(NamedTuple):
@@ -36,11 +36,6 @@ class Baseline(NamedTuple):
     row: NDArray[np.int8]
 
 
-def space_of(kernel_set: str) -> CellSpace:
-    """The space of a kernel set as tables write it, "3,5"."""
-    return CellSpace(tuple(int(k) for k in kernel_set.split(",")))
-
-
 def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
     """Random and published cells, by name.
 
@@ -48,23 +43,22 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
     the finalists and cells already drawn; where no other cell fits, there is none.
 
     Args:
-      job: the run; budget and bits are those that its search remembers.
+      job: the run.
       finalists: `name`, `kernel_set` and `genotype`.
     """
-    _, there = settings_there(job.run.path)
-    budget, bits = (there.get(name, job.options[name]) for name in ("memory_budget", "bits"))
+    budget, bits = job.options.memory_budget, job.options.bits
     result: dict[str, Baseline] = {}
     taken = set(finalists["genotype"].to_list())
     for index, row in enumerate(finalists.unique("name", keep="first", maintain_order=True).iter_rows(named=True)):
-        space = space_of(row["kernel_set"])
+        space = CellSpace(kernel_set(row["kernel_set"]))
         rows = space.enumerate()
         rows = rows[queue.memory_of(job.network(space), rows, bits) <= budget]
-        order = jax.random.permutation(jax.random.fold_in(job.key(_RANDOM_KEY), index), len(rows))
+        order = jax.random.permutation(jax.random.fold_in(job.key(Purpose.RANDOM_BASELINES), index), len(rows))
         free = (rows[i] for i in np.asarray(order) if space.explicit(rows[i]) not in taken)
         if (drawn := next(free, None)) is not None:
             taken.add(space.explicit(drawn))
             result[f"random-{row['name']}"] = Baseline(RANDOM, row["kernel_set"], row["name"], space, drawn)
-    if {1, 3} <= set(job.options["kernel_sizes"]):
+    if {1, 3} <= set(job.options.kernel_sizes):
         space = CellSpace((1, 3))
         result["snasnet"] = Baseline(PUBLISHED, "1,3", None, space, space.parse(_SNASNET))
     return result
@@ -72,8 +66,35 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
 
 def memory_of(job: Job, row: Mapping[str, Any], bits: int) -> int:
     """Bytes of a baseline at another width."""
-    space = space_of(row["kernel_set"])
+    space = CellSpace(kernel_set(row["kernel_set"]))
     return int(queue.memory_of(job.network(space), space.parse(row["genotype"])[None], bits)[0])
+
+
+def train_baselines(job: Job) -> "pl.DataFrame":
+    """What the finalists are to be compared with, trained as they are: see `cells`.
+
+    Leaves ``tables/baselines.parquet``, a row for each cell and seed. Step 1's networks are those of step 1.
+    """
+    import polars as pl
+
+    run = job.run
+    with job.step("baselines"):
+        finalists = run.read_table("finalists", "experiments/train.py", ("name", "kernel_set", "genotype"))
+        unsearched, others = impact.trainings(job), cells(job, finalists)
+        job.say(f"baselines: step 1's cell at every size, {', '.join(others)}; as many seeds and epochs")
+        found = []
+        for k, own in unsearched.items():
+            columns = {"role": UNSEARCHED, "kernel_set": str(k), "of": None}
+            columns["genotype"] = own[0].spec.space.explicit(own[0].genotype)
+            found += trials.rows(job, trials.run_all(job, own), **columns)
+        results = trials.run_all(job, trials.of_cells(job, {n: (c.space, c.row) for n, c in others.items()}))
+        for name, cell in others.items():
+            columns = {"role": cell.role, "kernel_set": cell.kernel_set, "of": cell.of}
+            columns["genotype"] = cell.space.explicit(cell.row)
+            found += trials.rows(job, {t: r for t, r in results.items() if t.kind == name}, **columns)
+        table = pl.DataFrame(found, infer_schema_length=None)
+        run.write_table("baselines", table)
+    return table
 
 
 def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":
@@ -103,7 +124,7 @@ def verdict(
     Args:
       finalists: a row for each finalist (or set) and seed.
       baselines: a row for each baseline and seed.
-      tradeoff: of `pipeline.choose_model`, which says what was chosen and what fits.
+      tradeoff: of `tradeoff.choose_model`, which says what was chosen and what fits.
       budget: bytes.
 
     Returns:

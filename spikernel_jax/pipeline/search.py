@@ -6,17 +6,16 @@ draws in the place of training time). The other strategies score at one fidelity
 """
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.pipeline import tradeoff
-from spikernel_jax.pipeline.job import Job, Say, timed
+from spikernel_jax.cells.space import CellSpace, kernel_set_text
+from spikernel_jax.io.units import format_bytes
+from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import figures
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
 from spikernel_jax.scoring.scorer import Scorer, Scores, make_bank, paired_standard_errors
@@ -27,7 +26,6 @@ from spikernel_jax.snn.spec import NetworkSpec
 if TYPE_CHECKING:
     import polars as pl
 
-_SCORING_KEY, _SAMPLING_KEY, _BATCH_KEY = 101, 102, 103
 FRACTIONS = (1.0, 0.1, 0.01)  # of each set's cells, at low, medium and full fidelity
 _LEAST = 8  # cells that a set keeps, so that a small set is not decided at the lowest fidelity
 
@@ -52,17 +50,17 @@ class Rung(NamedTuple):
 
 def find_cells(job: Job, sets: Sequence[tuple[int, ...]]) -> Cells:
     """The cells that the job's strategy looks at; `halving` and `random` rule out those over the budget."""
-    strategy, budget, bits = (job.options[name] for name in ("strategy", "memory_budget", "bits"))
+    options = job.options
     space = CellSpace(tuple(sorted({k for s in sets for k in s})))
     trained = job.network(space)
 
     def fits(rows: NDArray[np.int8]) -> NDArray[np.bool_]:
-        return queue.memory_of(trained, rows, bits) <= budget
+        return queue.memory_of(trained, rows, options.bits) <= options.memory_budget
 
     members = [
         queue.candidates(
-            space, s, strategy="random" if strategy == "random" else "exhaustive", samples=job.options["samples"],
-            key=job.key(_SAMPLING_KEY), fits=None if strategy == "exhaustive" else fits,
+            space, s, strategy="random" if options.strategy == "random" else "exhaustive", samples=options.samples,
+            key=job.key(Purpose.SAMPLED_CELLS), fits=None if options.strategy == "exhaustive" else fits,
         )
         for s in sets
     ]  # fmt: skip
@@ -79,10 +77,10 @@ def gather(space: CellSpace, trained: NetworkSpec, members: list[NDArray[np.int8
 
 def rungs(job: Job) -> list[tuple[str, Fidelity]]:
     """The fidelities that the job scores at, in order."""
-    every = dict(zip(NAMES, job.preset.fidelities, strict=True))
-    if job.options["strategy"] == "halving":
+    every: dict[str, Fidelity] = dict(zip(NAMES, job.preset.fidelities, strict=True))
+    if job.options.strategy == "halving":
         return list(every.items())
-    return [(job.options["fidelity"], every[job.options["fidelity"]])]
+    return [(job.options.fidelity, every[job.options.fidelity])]
 
 
 def promoted(cells: Cells, at: NDArray[np.int64], scores: NDArray[np.float64], fraction: float) -> NDArray[np.int64]:
@@ -104,30 +102,30 @@ def promoted(cells: Cells, at: NDArray[np.int64], scores: NDArray[np.float64], f
     return np.unique(np.concatenate(kept))
 
 
-def _scoring(job: Job, cells: Cells, name: str, fidelity: Fidelity, at: NDArray[np.int64]) -> dict[str, Any]:
-    """The arguments of `queue.score_in_chunks` and of `queue.score_share` for one rung."""
+def _units(job: Job, cells: Cells, name: str, fidelity: Fidelity, at: NDArray[np.int64]) -> queue.Units:
+    """What is scored at one rung: cells, weights, images, and where the scores are kept."""
     preset = job.preset
     spec = fidelity.network(cells.trained)
     index = NAMES.index(name)
-    bank = make_bank(jax.random.fold_in(job.key(_SCORING_KEY), index), spec, fidelity.seeds)
-    images = fidelity.images(jax.random.fold_in(job.key(_BATCH_KEY), index), job.data, cells.trained)
-    chunk = queue.chunk_size(spec, fidelity.batch)
+    bank = make_bank(jax.random.fold_in(job.key(Purpose.SCORING_BANKS), index), spec, fidelity.seeds)
+    images = fidelity.images(jax.random.fold_in(job.key(Purpose.SCORING_IMAGES), index), job.data, cells.trained)
+    chunk = queue.unit_rows(spec, fidelity.batch)
     scorer = Scorer(bank, images, spec, score=preset.score, chunk=chunk, say=job.say)
     origin = {"data": job.data.name, "seed": job.seed, "train": len(job.data.train.labels)}
-    origin |= {"strategy": job.options["strategy"], "fidelity": name}
-    return {
-        "rows": cells.rows[at],
-        "scorer": scorer,
-        "folder": job.run.folder("scores") / name,
-        "seeds": fidelity.seeds,
-        "chunk": chunk,
-        "inputs": queue.inputs_of(spec, preset.score, scorer.precision, bank, images) | origin,
-        "processes": job.processes,
-        "name": name,
-    }
+    origin |= {"strategy": job.options.strategy, "fidelity": name}
+    return queue.Units(
+        cells.rows[at],
+        scorer,
+        job.run.folder("scores") / name,
+        seeds=fidelity.seeds,
+        chunk=chunk,
+        inputs=queue.inputs_of(spec, preset.score, scorer.precision, bank, images) | origin,
+        processes=job.processes,
+        name=name,
+    )
 
 
-def score_share(job: Job) -> None:
+def join_search(job: Job) -> None:
     """What a process other than the first does of `search_sets`: it scores, and writes nothing but scores.
 
     Raises:
@@ -136,10 +134,11 @@ def score_share(job: Job) -> None:
     cells = find_cells(job, [tuple(s) for s in job.processes.hear("sets")])
     for name, fidelity in rungs(job):
         at = np.array(job.processes.hear(f"{name}/cells"), np.int64)
-        queue.score_share(**_scoring(job, cells, name, fidelity, at))
+        queue.score_share(_units(job, cells, name, fidelity, at))
 
 
-def _score_rungs(job: Job, cells: Cells) -> list[Rung]:
+def score_rungs(job: Job, cells: Cells) -> list[Rung]:
+    """Scores the cells at the lowest fidelity, and those promoted at the next ones."""
     results: list[Rung] = []
     at = np.arange(len(cells.rows))
     for (name, fidelity), fraction in zip(rungs(job), FRACTIONS, strict=False):
@@ -151,14 +150,12 @@ def _score_rungs(job: Job, cells: Cells) -> list[Rung]:
             f"{spec.image_shape[0]}x{spec.image_shape[1]} images, R = {fidelity.seeds}"
         )
         job.processes.tell(f"{name}/cells", at.tolist())
-        scores = queue.score_in_chunks(
-            **_scoring(job, cells, name, fidelity, at), progress=_progress_line(job.say), last=name == rungs(job)[-1][0]
-        )
-        results.append(Rung(name, at, scores))
+        units, last = _units(job, cells, name, fidelity, at), name == rungs(job)[-1][0]
+        results.append(Rung(name, at, queue.score_units(units, last=last, progress=queue.progress_line(job.say))))
     return results
 
 
-def _winner(own: NDArray[np.int64], results: list[Rung], memory: NDArray[np.int64], budget: int) -> int | None:
+def _winner(own: NDArray[np.int64], results: Sequence[Rung], memory: NDArray[np.int64], budget: int) -> int | None:
     """Position of a set's best cell: by the highest fidelity at which one of its cells has a finite score."""
     for rung in reversed(results):
         mine = np.isin(rung.at, own)
@@ -168,44 +165,28 @@ def _winner(own: NDArray[np.int64], results: list[Rung], memory: NDArray[np.int6
     return None
 
 
-def search_sets(job: Job, sets: Sequence[tuple[int, ...]]) -> "pl.DataFrame":
-    """Step 3, search: scores the cells of every set and marks each set's best under the budget.
+def table_of(
+    sets: Sequence[tuple[int, ...]], cells: Cells, total: cost.Cost, results: Sequence[Rung], budget: int
+) -> "pl.DataFrame":
+    """A row for each set and cell, the set's best under the budget marked as its finalist.
 
-    A cell that several sets hold is scored once. Leaves ``tables/search.parquet`` and
-    ``figures/search.png``. In the table, `score` and its errors are those at the highest fidelity that a cell was
-    scored at (`fidelity`): compare cells of one fidelity only. `score_se` is the standard error of the score
-    itself, `score_se_paired` what is left of it when candidates are compared, all on the same draws;
-    `first_score` is the score at the first fidelity, which all cells have.
+    `score` and its errors are those at the highest fidelity that a cell was scored at (`fidelity`): compare cells of
+    one fidelity only. `score_se` is the standard error of the score itself, `score_se_paired` what is left of it when
+    candidates are compared, all on the same draws; `first_score` is the score at the first fidelity, which all cells
+    have.
 
     Args:
-      job: the run.
-      sets: kernel sets to search.
-
-    Returns:
-      A row for each set and cell.
-
-    Raises:
-      tradeoff.NothingFitsError: if no cell of any set fits the budget.
-      ValueError: if no cell that fits has a finite score, or the folder holds another search.
+      sets: kernel sets.
+      cells: theirs.
+      total: what each of `cells.rows` costs.
+      results: of each fidelity, lowest first.
+      budget: bytes.
     """
     import polars as pl
 
-    started = time.perf_counter()
-    budget, bits = (job.options[name] for name in ("memory_budget", "bits"))
-    cells = find_cells(job, sets)
-    total = cost.costs(cells.trained, cells.rows, bits) if len(cells.rows) else None
-    if total is None or total.memory_bytes.min() > budget:
-        raise tradeoff.NothingFitsError(
-            f"no cell of any set fits --memory-budget {tradeoff.format_bytes(budget)} at {bits} bits"
-        )
-    memory = total.memory_bytes
-    job.remember("sets", "keep", "strategy", "samples", "fidelity", "memory_budget", "bits")
-    job.say(f"step 3, search ({job.options['strategy']}): {len(cells.rows)} distinct cells in {len(sets)} sets")
-    job.processes.tell("sets", sets)
-    results = _score_rungs(job, cells)
-    reached = np.zeros(len(cells.rows), np.int64)
-    columns = {name: np.full(len(cells.rows), np.nan) for name in ("score", "score_se", "score_se_paired")}
-    lif_calls = np.zeros(len(cells.rows), np.int64)
+    n, memory = len(cells.rows), total.memory_bytes
+    reached, lif_calls = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    columns = {name: np.full(n, np.nan) for name in ("score", "score_se", "score_se_paired")}
     for index, (_, at, scores) in enumerate(results):
         paired = paired_standard_errors(scores.replicates)
         for name, values in zip(columns, (scores.scores, scores.standard_errors, paired), strict=True):
@@ -216,7 +197,7 @@ def search_sets(job: Job, sets: Sequence[tuple[int, ...]]) -> "pl.DataFrame":
         winner = _winner(at, results, memory, budget)
         tables.append(
             pl.DataFrame({
-                "kernel_set": [",".join(map(str, kernel_set))] * len(at),
+                "kernel_set": [kernel_set_text(kernel_set)] * len(at),
                 "genotype": [cells.space.explicit(row) for row in own],
                 **{name: values[at] for name, values in columns.items()},
                 "fidelity": [results[index].name for index in reached[at]],
@@ -229,30 +210,60 @@ def search_sets(job: Job, sets: Sequence[tuple[int, ...]]) -> "pl.DataFrame":
                 "finalist": at == (-1 if winner is None else winner),
             })
         )  # fmt: skip
-        if winner is None:
-            why = "has a finite score" if (memory[at] <= budget).any() else f"fits {tradeoff.format_bytes(budget)}"
+    return pl.concat(tables)
+
+
+def search_sets(job: Job, sets: Sequence[tuple[int, ...]]) -> "pl.DataFrame":
+    """Scores the cells of every set and marks each set's best under the budget.
+
+    A cell that several sets hold is scored once. Leaves ``tables/search.parquet`` and ``figures/search.png``.
+
+    Args:
+      job: the run.
+      sets: kernel sets to search.
+
+    Returns:
+      The table, of `table_of`.
+
+    Raises:
+      NothingFitsError: if no cell of any set fits the budget.
+      ValueError: if no cell that fits has a finite score, or the folder holds another search.
+    """
+    budget, bits = job.options.memory_budget, job.options.bits
+    with job.step("search"):
+        cells = find_cells(job, sets)
+        total = cost.costs(cells.trained, cells.rows, bits) if len(cells.rows) else None
+        if total is None or total.memory_bytes.min() > budget:
+            raise queue.NothingFitsError(
+                f"no cell of any set fits --memory-budget {format_bytes(budget)} at {bits} bits"
+            )
+        job.remember("sets", "keep", "strategy", "samples", "fidelity", "memory_budget", "bits")
+        job.say(f"step 3, search ({job.options.strategy}): {len(cells.rows)} distinct cells in {len(sets)} sets")
+        job.processes.tell("sets", sets)
+        results = score_rungs(job, cells)
+        table = table_of(sets, cells, total, results, budget)
+        _say_of(job, table, int((~np.isfinite(results[0].scores.scores)).sum()))
+        job.run.write_table("search", table)
+        _figure(job, table)
+    return table
+
+
+def _say_of(job: Job, table: "pl.DataFrame", infinite: int) -> None:
+    """Says what has no finalist and no score; ValueError if there is no finalist at all."""
+    for (kernel_set,), own in table.group_by("kernel_set", maintain_order=True):
+        if not own["finalist"].any():
+            why = "has a finite score" if own["fits"].any() else f"fits {format_bytes(job.options.memory_budget)}"
             job.say(f"  {kernel_set}: no cell {why}; this set has no finalist")
-    table = pl.concat(tables)
     if not table["finalist"].any():
         raise ValueError("no cell that fits the budget has a finite score: score larger networks or other images")
-    infinite = int((~np.isfinite(results[0].scores.scores)).sum())
-    job.say(f"  {infinite} of {len(cells.rows)} cells have no finite score (two images with the same spikes)")
-    job.run.write_table("search", table)
+    cells = table["genotype"].n_unique()
+    job.say(f"  {infinite} of {cells} cells have no finite score (two images with the same spikes)")
+
+
+def _figure(job: Job, table: "pl.DataFrame") -> None:
+    import polars as pl
+
     name, fidelity = rungs(job)[0]
     title = f"{job.preset.score} of every cell scored, {job.data.name}, {name} fidelity, R = {fidelity.seeds}"
     drawn = table.with_columns(score=pl.col("first_score"), score_se=pl.col("first_score_se"))
     figures.search_figure(drawn, job.run.folder("figures") / "search.png", title)
-    timed(job, "search", started)
-    return table
-
-
-def _progress_line(say: Say, every: float = 5.0) -> Callable[[queue.Progress], None]:
-    last = [time.perf_counter()]
-
-    def line(p: queue.Progress) -> None:
-        if p.done == p.total or time.perf_counter() - last[0] > every:
-            last[0] = time.perf_counter()
-            lost = f"  lost processes {', '.join(map(str, p.lost))}" if p.lost else ""
-            say(f"  {p.done:.0f}/{p.total} cells  {p.rate:.0f}/s  {p.left:.0f} s left  best {p.best:.2f}{lost}")
-
-    return line

@@ -1,68 +1,26 @@
-"""Accuracy against memory: the Pareto front, the choice under a budget, and which kernel sets to search.
+"""Step 4: accuracy against memory, the Pareto front, and the model chosen under a budget.
 
 Accuracies are to be maximised, memory is to be minimised. A candidate whose accuracy is not finite (training
-failed) is never on the front and never chosen. NumPy only.
+failed) is never on the front and never chosen.
 """
 
 import math
-import operator
-import re
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-_UNITS = {"": 1, "b": 1}
-for _power, _prefix in enumerate("kmgt", start=1):
-    _UNITS[f"{_prefix}b"] = 1000**_power
-    _UNITS[f"{_prefix}ib"] = 1024**_power
+from spikernel_jax.cells.space import kernel_set
+from spikernel_jax.io.units import format_bytes
+from spikernel_jax.pipeline import baselines
+from spikernel_jax.pipeline.job import Job
+from spikernel_jax.pipeline.summary import write_summary_report
+from spikernel_jax.report import figures
+from spikernel_jax.search.queue import NothingFitsError
+from spikernel_jax.snn import cost
+from spikernel_jax.training.checkpoint import load_model
 
-
-class NothingFitsError(ValueError):
-    """No candidate fits the memory budget."""
-
-
-def parse_bytes(text: str | int) -> int:
-    """Reads an amount of memory.
-
-    Args:
-      text: a number of bytes, or a number with a unit of either case, with or without a space between:
-        B, kB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024).
-
-    Returns:
-      Whole bytes, a fraction rounded down so that a budget is never exceeded.
-
-    Raises:
-      ValueError: the text is no such amount, or it is less than one byte.
-    """
-    value = 0
-    if isinstance(text, str):
-        match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})\s*([a-z]*)\s*", text.lower())
-        if match and match[2] in _UNITS:
-            value = math.floor(Fraction(match[1]) * _UNITS[match[2]])
-    elif isinstance(text, int | np.integer) and not isinstance(text, bool):
-        value = int(text)
-    if value < 1:
-        raise ValueError(
-            f"{text!r} is not an amount of memory: write a positive one such as 512KiB, 1.5MiB, 2MB or 100000"
-        )
-    return value
-
-
-def format_bytes(count: int) -> str:
-    """Writes a number of bytes (0 or more) in the largest fitting unit of 1024: "512.0 KiB"."""
-    count = operator.index(count)
-    if count < 0:
-        raise ValueError(f"a number of bytes is 0 or more, got {count}")
-    if count < 1024:
-        return f"{count} B"
-    amount = float(count)
-    for unit in ("KiB", "MiB", "GiB"):
-        amount /= 1024
-        if round(amount, 1) < 1024:  # rounded first, so that nothing reads "1024.0 KiB"
-            return f"{amount:.1f} {unit}"
-    return f"{amount / 1024:.1f} TiB"
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def _candidates(accuracy: Any, memory: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -134,104 +92,87 @@ def choose(accuracy: Any, memory: Any, budget: int | None) -> int:
     return int(indices[np.lexsort((indices, memory[indices], -accuracy[indices]))[0]])
 
 
-class SetVerdict(NamedTuple):
-    """Whether to search a kernel set, and why."""
-
-    kernel_set: tuple[int, ...]
-    kept: bool
-    reason: str
-
-
-def keep_sets(
-    kernel_sizes: Sequence[int],
-    sets: Sequence[Sequence[int]],
-    accuracy_mean: Mapping[int, float],
-    accuracy_sd: Mapping[int, float],
-    memory: Mapping[int, int],
-    n: int,
-) -> list[SetVerdict]:
-    """Decides from the impact of single kernel sizes which kernel sets are worth searching.
-
-    A set is represented by the mean accuracy A and the mean memory M of its sizes: its cells mix them.
-    Set S is dropped when there is a set T with M(T) <= M(S) and A(T) - A(S) > SE, where SE is one standard
-    error of that difference,
-
-        SE² = sum over sizes k of (w_T(k) - w_S(k))² · sd(k)² / n,    w_S(k) = 1/|S| if k in S, else 0,
-
-    in which a size common to both sets counts only by what remains of it after subtraction. Everything else
-    is kept. So a set is dropped only for an advantage larger than the noise, and never for memory alone.
-    The set of the highest A is always kept. A dropped set's reason names the most accurate set that
-    dominates it, which is itself kept (SE obeys the triangle inequality, so dominance is transitive).
-    With n = 1 the noise is unknown, and nothing is dropped.
+def table_of(
+    mean: "pl.DataFrame", memory: list[int], others: "pl.DataFrame", of_others: list[int], budget: int
+) -> "pl.DataFrame":
+    """Finalists and baselines with their memory, what is on the finalists' Pareto front, and what is chosen.
 
     Args:
-      kernel_sizes: the sizes that were measured.
-      sets: the sets to judge, each of different measured sizes, in any order; at least one.
-      accuracy_mean: validation accuracy of each size, 0 to 1, mean over seeds.
-      accuracy_sd: standard deviation over seeds (n - 1 in the divisor); not looked at when n = 1.
-      memory: bytes of each size's network.
-      n: number of seeds.
-
-    Returns:
-      One verdict for each set, in the order given.
+      mean: of the finalists, `baselines.over_seeds`.
+      memory: bytes of each.
+      others: of the baselines, likewise; never on the front and never chosen.
+      of_others: bytes of each.
+      budget: bytes.
 
     Raises:
-      ValueError: a set names a size that was not measured, is empty, or comes twice; a measured value is
-        missing or is not finite (negative sd and memory below 1 included); n is less than 1.
+      NothingFitsError: one line, if no finalist fits.
     """
-    if n < 1:
-        raise ValueError(f"the number of seeds is 1 or more, got {n}")
-    names = [tuple(int(size) for size in kernel_set) for kernel_set in sets]
-    _check_sets(kernel_sizes, names)
-    sizes = sorted({size for name in names for size in name})
-    means = _measured("accuracy mean", accuracy_mean, sizes, -math.inf)
-    sds = _measured("accuracy sd", accuracy_sd, sizes, 0.0) if n > 1 else np.zeros(len(sizes))
-    bytes_of = _measured("memory", memory, sizes, 1.0)
+    import polars as pl
 
-    weight = np.array([[(size in name) / len(name) for size in sizes] for name in names])  # [sets, sizes]
-    set_memory = weight @ bytes_of
-    # gain[s, t] is what set t is more accurate than set s, error[s, t] its standard error.
-    difference = weight[None] - weight[:, None]
-    gain = difference @ means
-    error = np.sqrt(difference**2 @ sds**2 / n) if n > 1 else np.full(gain.shape, np.inf)
-    # Below 1e-9 a difference is rounding: no set of images is large enough to resolve it.
-    better = (set_memory[None] <= set_memory[:, None]) & (gain > 1e-9)
-    dominates = better & (gain > error + 1e-9)
-
-    verdicts = []
-    for index, name in enumerate(names):
-        rivals = dominates[index] if dominates[index].any() else better[index]
-        if not rivals.any():
-            verdicts.append(SetVerdict(name, True, "no set of its memory or less is more accurate"))
-            continue
-        rival = int(np.argmax(np.where(rivals, gain[index], -np.inf)))
-        noise = "of unknown noise (one seed)" if n == 1 else f"± {100 * error[index, rival]:.1f} (SE)"
-        advantage = (
-            f"{names[rival]}: +{100 * gain[index, rival]:.1f} points of accuracy {noise} "
-            f"at {set_memory[rival] / set_memory[index]:.2f}x memory"
-        )
-        kept = not dominates[index].any()
-        verdicts.append(SetVerdict(name, kept, f"{'within noise of' if kept else 'dominated by'} {advantage}"))
-    return verdicts
+    accuracy = mean["validation_accuracy"].to_numpy()
+    best = choose(accuracy, np.asarray(memory), budget)
+    finalists = mean.with_columns(
+        pl.Series("memory_bytes", memory, dtype=pl.Int64),
+        pl.Series("on_front", pareto_front(accuracy, np.asarray(memory))),
+        pl.Series("chosen", np.arange(len(mean)) == best),
+    )
+    compared = others.with_columns(
+        pl.Series("memory_bytes", of_others, dtype=pl.Int64), on_front=pl.lit(False), chosen=pl.lit(False)
+    )
+    return pl.concat([finalists, compared], how="vertical_relaxed")
 
 
-def _check_sets(kernel_sizes: Sequence[int], names: list[tuple[int, ...]]) -> None:
-    if not names:
-        raise ValueError("there are no kernel sets to judge")
-    seen: set[frozenset[int]] = set()
-    for name in names:
-        if not name or len(set(name)) < len(name):
-            raise ValueError(f"a kernel set holds different sizes, at least one, got {name}")
-        missing = [size for size in name if size not in kernel_sizes]
-        if missing:
-            raise ValueError(f"kernel set {name} holds sizes that were not measured: {missing}")
-        if frozenset(name) in seen:
-            raise ValueError(f"kernel set {name} comes twice")
-        seen.add(frozenset(name))
+def choose_model(job: Job) -> "pl.DataFrame":
+    """Accuracy against memory, the Pareto front of the finalists, and the one chosen under the budget.
+
+    Both use mean validation accuracy; test accuracy is only reported. Memory is counted at this job's bits,
+    which need not be those of the search. Leaves ``tables/tradeoff.parquet`` (a row for each finalist and baseline),
+    ``figures/tradeoff.png``, `chosen` and `search_helped` in ``summary.json``, and ``report.md``.
+
+    Raises:
+      NothingFitsError: one line, if no finalist fits.
+    """
+    import polars as pl
+
+    run, budget, bits = job.run, job.options.memory_budget, job.options.bits
+    with job.step("tradeoff"):
+        wanted = ("name", "kernel_set", "genotype", "seed", "validation_accuracy", "test_accuracy", "parameters")
+        by_seed = {
+            "finalists": run.read_table("finalists", "experiments/train.py", (*wanted, "checkpoint")),
+            "baselines": run.read_table("baselines", "experiments/train.py", (*wanted, "role", "of")),
+        }
+        finalists = by_seed["finalists"].unique(("name", "seed"), maintain_order=True)
+        mean = baselines.over_seeds(finalists.with_columns(role=pl.lit(baselines.SEARCHED)))
+        others = baselines.over_seeds(by_seed["baselines"])
+        memory = [_bytes_of_export(job, name) for name in mean["name"]]
+        of_others = [baselines.memory_of(job, row, bits) for row in others.iter_rows(named=True)]
+        table = table_of(mean, memory, others, of_others, budget)
+        run.write_table("tradeoff", table)
+        n = job.preset.seeds
+        title = f"Accuracy (float32) against memory (counted at {bits} bits), {job.data.name}, n = {n} seeds"
+        figures.tradeoff_figure(table, run.folder("figures") / "tradeoff.png", title, budget)
+        chosen = table.filter(pl.col("chosen")).row(0, named=True)
+        sets = finalists.filter(pl.col("name") == chosen["name"])["kernel_set"][0]
+        helped = baselines.verdict(by_seed["finalists"], by_seed["baselines"], table, budget)
+        run.update_summary(chosen=_summary(job, chosen, sets), search_helped=helped)
+    job.say(helped["text"])
+    job.say(f"report: {write_summary_report(job)}")
+    return table
 
 
-def _measured(what: str, values: Mapping[int, float], sizes: list[int], least: float) -> np.ndarray:
-    for size in sizes:
-        if size not in values or not math.isfinite(values[size]) or values[size] < least:
-            raise ValueError(f"the {what} of kernel size {size} was not measured: {values.get(size)}")
-    return np.array([values[size] for size in sizes], dtype=np.float64)
+def _bytes_of_export(job: Job, name: str) -> int:
+    model = load_model(job.run.path / f"finalists/{name}/checkpoint")
+    return int(cost.costs(model.spec, np.asarray(model.genotype)[None], job.options.bits).memory_bytes[0])
+
+
+def _summary(job: Job, chosen: dict[str, Any], sets: str) -> dict[str, Any]:
+    """What ``summary.json`` says of the chosen model."""
+    same = ("name", "genotype", "validation_accuracy", "test_accuracy", "parameters", "memory_bytes")
+    return {name: chosen[name] for name in same} | {
+        "kernel_sizes": list(kernel_set(sets)),
+        "seeds": chosen["n"],
+        "test_accuracy_sd": chosen["test_sd"],
+        "bits": job.options.bits,
+        "memory_budget_bytes": job.options.memory_budget,
+        "checkpoint": str(job.run.path / f"finalists/{chosen['name']}/checkpoint"),
+    }

@@ -1,4 +1,4 @@
-"""Trainings that are compared: run one by one and kept once done, the time left, and statistics over seeds.
+"""Trainings that are compared: run one by one and kept once done, and the time left.
 
 A comparison trains several kinds of network over several seeds. Trainings of one seed see the same images in the same
 order, so kinds are compared seed by seed, as pairs.
@@ -6,113 +6,25 @@ order, so kinds are compared seed by seed, as pairs.
 
 import dataclasses
 import functools
+import itertools
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.files import differences, read_json, read_jsonl, write_json
+from spikernel_jax.io.units import duration
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 from spikernel_jax.training.loop import TrainingDivergedError, evaluate, measure_spikes, train
 from spikernel_jax.training.recipe import TrainConfig
-
-
-class Interval(NamedTuple):
-    """A sample of n values: mean, standard deviation (n - 1), and the mean's confidence interval by Student's t."""
-
-    mean: float
-    sd: float
-    n: int
-    low: float
-    high: float
-
-
-def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean, standard deviation and the mean's t-interval, mean ± t(n - 1)·sd/√n.
-
-    Args:
-      values: [n], independent and about normally distributed.
-      confidence: of the interval, above 0 and below 1.
-
-    Returns:
-      The interval; sd and bounds are NaN for n = 1.
-
-    Raises:
-      ValueError: if there is no value or one is not finite, or on a confidence that is none.
-    """
-    x = np.asarray(values, np.float64)
-    if x.ndim != 1 or not x.size or not np.isfinite(x).all():
-        raise ValueError(f"values={x.tolist()} must be at least one finite number in a row")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must be above 0 and below 1")
-    mean = float(x.mean())
-    if x.size == 1:
-        return Interval(mean, math.nan, 1, math.nan, math.nan)
-    sd = float(x.std(ddof=1))
-    half = float(special.stdtrit(x.size - 1, (1 + confidence) / 2)) * sd / math.sqrt(x.size)
-    return Interval(mean, sd, x.size, mean - half, mean + half)
-
-
-def columns(name: str, i: Interval) -> dict[str, float]:
-    """An interval as columns of a table: the mean as `name`, the rest with ``_sd``, ``_low`` and ``_high``."""
-    return {name: i.mean, f"{name}_sd": i.sd, f"{name}_low": i.low, f"{name}_high": i.high}
-
-
-def points(row: Mapping[str, Any], name: str, sign: str = "") -> str:
-    """The `columns` of a share as text, in per cent: mean ± sd [low, high]; of one value itself; "-" where null.
-
-    Args:
-      row: of a table that `columns` made.
-      name: of the interval.
-      sign: ``"+"`` writes the sign of positive numbers too.
-    """
-    if row[name] is None:
-        return "-"
-    mean, low, high = (f"{100 * row[field]:{sign}.2f}" for field in (name, f"{name}_low", f"{name}_high"))
-    return mean if math.isnan(row[f"{name}_sd"]) else f"{mean} ± {100 * row[f'{name}_sd']:.2f} [{low}, {high}]"
-
-
-def parameters_at(spec: NetworkSpec, genotype: ArrayLike, channels: int) -> int:
-    """Parameters of a network at width `channels`."""
-    at_width = dataclasses.replace(spec, channels=channels)
-    return int(cost.costs(at_width, np.asarray(genotype)[None]).parameters[0])
-
-
-def width_for(spec: NetworkSpec, genotype: ArrayLike, parameters: int) -> int:
-    """The width at which a network's parameters come nearest to a number; of two as near, the smaller.
-
-    Parameters are a quadratic P(C) that grows with C, so P(1), P(2) and P(3) give it whole, and the largest C with
-    P(C) <= `parameters` is the floor of its root, taken in whole numbers.
-
-    Args:
-      spec: the network; its own width does not matter.
-      genotype: codes [E] or [2, E].
-      parameters: wanted.
-
-    Returns:
-      The width C.
-
-    Raises:
-      ValueError: if the network has more parameters at width 1 already.
-    """
-    one, two, three = (parameters_at(spec, genotype, channels) for channels in (1, 2, 3))
-    if parameters < one:
-        raise ValueError(f"parameters={parameters} must be at least {one}, which the network has at width 1")
-    slope, bend = two - one, three - 2 * two + one
-    # 2·P(1 + x) = 2·one + 2·slope·x + bend·x·(x - 1), and the transition makes bend positive.
-    linear = 2 * slope - bend
-    root = math.isqrt(linear**2 + 8 * bend * (parameters - one))
-    below = 1 + (root - linear) // (2 * bend)
-    return min((below, below + 1), key=lambda channels: abs(parameters_at(spec, genotype, channels) - parameters))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +66,7 @@ class Clock:
         """Counts all epochs of all trainings as left."""
         trials = tuple(trials)
         self._epochs_left = {trial: trial.config.epochs for trial in trials}
-        self._work = {trial.kind: _work(trial) for trial in trials}
+        self._operations = {trial.kind: _operations(trial) for trial in trials}
         self._seconds: dict[str, list[float]] = {}
 
     def epoch(self, trial: Trial, epochs_left: int, seconds: float) -> None:
@@ -169,22 +81,18 @@ class Clock:
     def left(self) -> float:
         """Seconds."""
         each = {kind: float(np.median(seconds)) for kind, seconds in self._seconds.items()}
-        rate = sum(each.values()) / sum(self._work[kind] for kind in each)
+        rate = sum(each.values()) / sum(self._operations[kind] for kind in each)
         return sum(
-            epochs * each.get(trial.kind, rate * self._work[trial.kind]) for trial, epochs in self._epochs_left.items()
+            epochs * each.get(trial.kind, rate * self._operations[trial.kind])
+            for trial, epochs in self._epochs_left.items()
         )
 
 
-def _work(trial: Trial) -> float:
+def _operations(trial: Trial) -> float:
     """Operations of one image if every neuron fired at every time step, to guess times by."""
     spec = trial.spec
     neurons = {name: float(spec.time_steps * site.neurons) for name, site in spec.sites(trial.genotype).items()}
     return cost.stem_macs(spec) + cost.synaptic_operations(spec, trial.genotype, neurons)
-
-
-def minutes(seconds: float) -> str:
-    """A duration as text."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def folder(job: Job, trial: Trial) -> Path:
@@ -223,7 +131,7 @@ def finished(job: Job, trial: Trial) -> dict[str, Any] | None:
 def measured(job: Job, model: Model) -> dict[str, Any]:
     """Parameters, memory, and what one validation image costs."""
     row = np.asarray(model.genotype, np.int8)
-    total = cost.costs(model.spec, row[None], job.options["bits"])
+    total = cost.costs(model.spec, row[None], job.options.bits)
     synops = cost.synaptic_operations(model.spec, row, measure_spikes(model, job.data.validation))
     return {
         "parameters": int(total.parameters[0]),
@@ -273,7 +181,7 @@ def run(job: Job, trial: Trial, clock: Clock, place: str, *, keep_diverged: bool
         if not keep_diverged:
             raise
         job.say(f"  {place}  {error}")
-        total = cost.costs(trial.spec, np.asarray(trial.genotype)[None], job.options["bits"])
+        total = cost.costs(trial.spec, np.asarray(trial.genotype)[None], job.options.bits)
         result: dict[str, Any] = {"parameters": int(total.parameters[0]), "memory_bytes": int(total.memory_bytes[0])}
         result |= {"synops": None, "energy_nj": None}
         accuracy, diverged = None, len(_epochs(path)) + 1
@@ -296,5 +204,33 @@ def _epoch_line(job: Job, trial: Trial, clock: Clock, name: str, last: list[floa
     last[0] = now
     job.say(
         f"  {name}  epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.3f}  validation "
-        f"{100 * record['validation_accuracy']:.1f} %  {minutes(clock.left())} left"
+        f"{100 * record['validation_accuracy']:.1f} %  {duration(clock.left())} left"
     )
+
+
+def of_cells(job: Job, cells: Mapping[str, tuple[CellSpace, ArrayLike]]) -> list[Trial]:
+    """The trainings of named cells in the four steps, all seeds of one after another."""
+    config = job.preset.training(job.data.name, job.options.recipe)
+    return [
+        Trial(name, seed, job.network(space), tuple(np.asarray(row).tolist()), config)
+        for (name, (space, row)), seed in itertools.product(cells.items(), job.seeds)
+    ]
+
+
+def run_all(job: Job, trainings: Iterable[Trial]) -> dict[Trial, dict[str, Any]]:
+    """Trains what is not trained yet; results as `run` gives them."""
+    trainings = list(trainings)
+    clock = Clock(trainings)
+    return {
+        trial: run(job, trial, clock, f"{number}/{len(trainings)}") for number, trial in enumerate(trainings, start=1)
+    }
+
+
+def rows(job: Job, results: Mapping[Trial, Mapping[str, Any]], **columns: Any) -> list[dict[str, Any]]:
+    """Rows of a table of trained networks: what was measured of each, its test accuracy now too."""
+    names = ("validation_accuracy", "parameters", "memory_bytes", "synops", "energy_nj")
+    return [
+        {"name": trial.kind, **columns, "seed": trial.seed, **{name: result[name] for name in names},
+         "test_accuracy": tested(job, trial)}
+        for trial, result in results.items()
+    ]  # fmt: skip

@@ -86,7 +86,7 @@ def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     """Draws accuracy, memory and synaptic operations against the kernel size.
 
     The table has one row for each kernel size and seed: `kernel_size`, `seed`, `accuracy` (0 to 1),
-    `memory_bytes` and `synops` (synaptic operations an image).
+    `memory_bytes` and `synops` (synaptic operations per image).
     """
     names = ("kernel_size", "seed", "accuracy", "memory_bytes", "synops")
     sizes, seeds, accuracy, memory, synops = numeric_columns(table, names)
@@ -94,7 +94,7 @@ def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     panels = (
         ("validation accuracy (%)", 100 * accuracy, BLUE),
         ("memory (KiB)", memory / 1024, GREEN),
-        ("synaptic operations an image (millions)", synops / 1e6, RED),
+        ("synaptic operations per image (millions)", synops / 1e6, RED),
     )
     ticks = np.unique(sizes)
     for axis, (label, values, colour) in zip(axes, panels, strict=True):
@@ -364,7 +364,7 @@ def fidelity_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Fig
             marker, colour = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
             axis.scatter(cost[own], values[own], s=20, marker=marker, color=colour, label=f"C = {width:.0f}", alpha=0.8)
         axis.set_xscale("log")
-        axis.set_xlabel("milliseconds a cell")
+        axis.set_xlabel("milliseconds per cell")
         axis.set_title(f"Kendall's tau, {label}", fontsize=10)
     order = np.flatnonzero(front)[np.argsort(cost[front])]
     axes[0].plot(cost[order], tau[order], color=GREY, zorder=0)

@@ -40,7 +40,7 @@ PREFIX = [E01, E02, E12]  # the edges of nodes 1 and 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Program:
     """How candidates are scored; static under ``jit``.
 
     Attributes:
@@ -106,23 +106,23 @@ def padded(rows: NDArray[np.int8], chunk: int) -> NDArray[np.int32]:
     return result
 
 
-def _begin(plan: Plan, pair: Any, bank: network.Params, state: network.State) -> network.Pass:
+def _begin(program: Program, pair: Any, bank: network.Params, state: network.State) -> network.Pass:
     return network.Pass(
-        plan.spec,
+        program.spec,
         pair,
         bank,
         None,
         state,
         train=True,
         observe=normalised_hamming,
-        spike_dtype=plan.spike_dtype,
+        spike_dtype=program.spike_dtype,
     )
 
 
-def prepare(plan: Plan, bank: network.Params, images_BHWC: Array) -> Shared:
+def prepare(program: Program, bank: network.Params, images_BHWC: Array) -> Shared:
     """What all candidates share: stem, node 0 of cell 1, and the operations on edge (0,3)."""
-    spec, steps = plan.spec, plan.spec.time_steps
-    net = _begin(plan, np.eye(1, len(spec.space.edges), E03, dtype=np.int8)[0], bank, {})
+    spec, steps = program.spec, program.spec.time_steps
+    net = _begin(program, np.eye(1, len(spec.space.edges), E03, dtype=np.int8)[0], bank, {})
     x0_BHWC = net.stem(images_BHWC)
     x0 = x0_BHWC[None]
     _, spikes, rho = net.spikes(jnp.zeros_like(x0_BHWC), jnp.broadcast_to(x0, (steps, *x0.shape[1:])))
@@ -147,9 +147,9 @@ def _node(net: network.Pass, x_TBHWC: Array, fires: Array) -> tuple[Array, Array
     return lax.cond(fires, run, lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
 
 
-def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Groups) -> tuple[Array, Array]:
+def score_groups(program: Program, shared: Shared, bank: network.Params, groups: Groups) -> tuple[Array, Array]:
     """Scores and LIF calls [chunk] of grouped forward candidates; zeros behind the last one."""
-    spec = plan.spec
+    spec = program.spec
     ops = range(spec.space.num_ops)
     x0, conv = shared.x0_BHWC[None], jnp.asarray(spec.is_conv(np.arange(spec.space.num_ops)))
 
@@ -157,7 +157,7 @@ def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Group
         results, table1, table2 = carry
         start, end = groups.starts[g], groups.starts[g + 1]
         row, needs = groups.rows[start, 0], groups.needs[g]
-        net = _begin(plan, row, bank, {})
+        net = _begin(program, row, bank, {})
         x1 = _operation(net, E01, row[E01], x0, shared.spikes_TBHWC)
         x2 = _operation(net, E02, row[E02], x0, shared.spikes_TBHWC)
         spikes1, rho1 = _node(net, x1, (needs[0] & conv).any() | spec.is_conv(row[E12]))
@@ -177,8 +177,8 @@ def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Group
         def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
             pair = groups.rows[i]
             parts = [(shared.direct_OTBHWC, pair[0, E03]), (table1, pair[0, E13]), (table2, pair[0, E23])]
-            terms = collect(records | _behind_cell1(plan, pair, bank, parts), spec.sites(pair))
-            return _noted(plan, results, i, terms)
+            terms = collect(records | _behind_cell1(program, pair, bank, parts), spec.sites(pair))
+            return _noted(program, results, i, terms)
 
         return lax.fori_loop(start, end, one, results), table1, table2
 
@@ -187,18 +187,20 @@ def score_groups(plan: Plan, shared: Shared, bank: network.Params, groups: Group
     return results
 
 
-def score_each(plan: Plan, bank: network.Params, images_BHWC: Array, rows: Array, count: Array) -> tuple[Array, Array]:
+def score_each(
+    program: Program, bank: network.Params, images_BHWC: Array, rows: Array, count: Array
+) -> tuple[Array, Array]:
     """Scores and LIF calls [chunk] of the first `count` of rows [chunk, 2, E], one whole network each.
 
-    Time steps go one after another if `plan.steps` is less than T, and where feedback needs it.
+    Time steps go one after another if `program.steps` is less than T, and where feedback needs it.
     """
-    step_by_step = plan.spec.space.feedback or plan.steps < plan.spec.time_steps
+    step_by_step = program.spec.space.feedback or program.steps < program.spec.time_steps
 
     def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
         terms, _ = spike_terms(
-            plan.spec, rows[i], bank, images_BHWC, spike_dtype=plan.spike_dtype, step_by_step=step_by_step
+            program.spec, rows[i], bank, images_BHWC, spike_dtype=program.spike_dtype, step_by_step=step_by_step
         )
-        return _noted(plan, results, i, terms)
+        return _noted(program, results, i, terms)
 
     return lax.fori_loop(0, count, one, _nothing(rows, images_BHWC.dtype))
 
@@ -207,17 +209,19 @@ def _nothing(rows: Any, dtype: Any) -> tuple[Array, Array]:
     return jnp.zeros(rows.shape[0], dtype), jnp.zeros(rows.shape[0], dtype)
 
 
-def _noted(plan: Plan, results: tuple[Array, Array], i: Array, terms: SpikeTerms) -> tuple[Array, Array]:
+def _noted(program: Program, results: tuple[Array, Array], i: Array, terms: SpikeTerms) -> tuple[Array, Array]:
     scores, calls = results
-    return scores.at[i].set(get_score(plan.score)(terms)), calls.at[i].set(terms.calls)
+    return scores.at[i].set(get_score(program.score)(terms)), calls.at[i].set(terms.calls)
 
 
-def _behind_cell1(plan: Plan, pair: Array, bank: network.Params, parts: list[tuple[Array, Array]]) -> dict[str, Array]:
+def _behind_cell1(
+    program: Program, pair: Array, bank: network.Params, parts: list[tuple[Array, Array]]
+) -> dict[str, Array]:
     """Records of all LIF sites behind cell 1, whose output is the sum of `parts`, each an entry of a table."""
-    steps = plan.steps
+    steps = program.steps
 
     def piece(state: network.State, t: Array) -> tuple[network.State, dict[str, Array]]:
-        net = _begin(plan, pair, bank, state)
+        net = _begin(program, pair, bank, state)
         sizes = (1, steps, *parts[0][0].shape[2:])
         first, *others = (lax.dynamic_slice(table, (op, t, 0, 0, 0, 0), sizes)[0] for table, op in parts)
         net.after_cell1(sum(others, first), steps, None)
@@ -225,5 +229,5 @@ def _behind_cell1(plan: Plan, pair: Array, bank: network.Params, parts: list[tup
 
     shapes, _ = jax.eval_shape(piece, {}, jnp.int32(0))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    _, records = lax.scan(piece, state, jnp.arange(0, plan.spec.time_steps, steps))
+    _, records = lax.scan(piece, state, jnp.arange(0, program.spec.time_steps, steps))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)

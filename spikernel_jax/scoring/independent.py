@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import augment, check_images, normalise
 from spikernel_jax.scoring import scores
-from spikernel_jax.scoring.scorer import Scores, checked_genotypes, summarise
+from spikernel_jax.scoring.scorer import Scores, checked_genotypes, over_replicates
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -141,4 +141,4 @@ def score_independently(
         jnp.asarray(images),
     )
     replicates, calls = (np.asarray(leaf)[: len(rows)] for leaf in result)
-    return summarise(replicates.astype(np.float64), calls[:, 0].astype(np.int64))
+    return over_replicates(replicates.astype(np.float64), calls[:, 0].astype(np.int64))

@@ -8,8 +8,8 @@ others ran, on how many devices, or beside whom.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from spikernel_jax.snn.spec import NetworkSpec
 
 Array = jax.Array
 Device = Any  # jaxlib does not say what type a device has
+Result = TypeVar("Result")
 
 METHODS = ("shared", "each")
 PRECISIONS = ("float32", "bfloat16")
@@ -74,7 +75,7 @@ def _draw_bank(key: Array, spec: NetworkSpec, seeds: int) -> network.Params:
     return jax.tree.map(lambda leaf: lax.reduce_precision(leaf, exponent_bits=8, mantissa_bits=7), bank)
 
 
-def summarise(replicates: NDArray[np.float64], lif_calls: NDArray[np.int64]) -> Scores:
+def over_replicates(replicates: NDArray[np.float64], lif_calls: NDArray[np.int64]) -> Scores:
     """Means and standard errors of replicates [n, R]."""
     n, seeds = replicates.shape
     with np.errstate(invalid="ignore"):  # a score of -inf has no spread
@@ -167,12 +168,12 @@ def _has_bfloat16(device: Device) -> bool:
 def _programs(mesh: Mesh) -> tuple[Callable[..., Any], ...]:
     """The compiled programs of one set of devices: `prepare`, `score_groups` and `score_each`, lane by lane."""
 
-    def by_lane(body: Callable[..., Any], shared: int, plan: engine.Plan, *args: Any) -> Any:
+    def by_lane(body: Callable[..., Any], shared: int, program: engine.Program, *args: Any) -> Any:
         """Runs body on every device with its own row of the arguments after the first `shared` ones."""
 
         def lane(*args: Any) -> Any:
             own = jax.tree.map(lambda leaf: leaf[0], args[shared:])
-            return jax.tree.map(lambda leaf: leaf[None], body(plan, *args[:shared], *own))
+            return jax.tree.map(lambda leaf: leaf[None], body(program, *args[:shared], *own))
 
         specs = (P(),) * shared + (P("lanes"),) * (len(args) - shared)
         return jax.shard_map(lane, mesh=mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False)(*args)
@@ -182,6 +183,19 @@ def _programs(mesh: Mesh) -> tuple[Callable[..., Any], ...]:
         jax.jit(functools.partial(by_lane, engine.score_groups, 2), static_argnums=0),
         jax.jit(functools.partial(by_lane, engine.score_each, 2), static_argnums=0),
     )
+
+
+def _ladder(method: str, program: engine.Program, batch: int) -> Iterator[tuple[str, engine.Program, str]]:
+    """Ways to score, each of which needs less memory than the one before: method, program, and what to say of it."""
+    spec = program.spec
+    yield method, program, ""
+    if method == "shared":
+        tables = table_bytes(spec, batch) / 2**20
+        why = f"out of memory with tables of shared work ({tables:.0f} MiB per device): going on without them"
+        yield "each", dataclasses.replace(program), why
+    if program.steps > 1 and spec.norm == "per_step" and not spec.space.feedback:
+        why = f"out of memory with all {spec.time_steps} time steps together: going on step by step"
+        yield "each", dataclasses.replace(program, steps=1), why
 
 
 class Scorer:
@@ -246,8 +260,10 @@ class Scorer:
             raise ValueError(f"steps={steps} must divide T={spec.time_steps}, and be T for norm='over_time'")
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1")
-        self.method, self.precision, self.chunk, self.lanes = method, precision, chunk, len(found)
-        self._plan = engine.Plan(spec, score, steps, precision == "bfloat16")
+        self.precision, self.chunk, self.lanes = precision, chunk, len(found)
+        program = engine.Program(spec, score, steps, precision == "bfloat16")
+        self._ladder = _ladder(method, program, batches.shape[1])
+        self.method, self._program, _ = next(self._ladder)
         self._mesh = Mesh(np.array(found), ("lanes",))
         self._bank, self._batches, self._say = bank, batches, say
         self._replicate: tuple[int, Any] | None = None
@@ -270,51 +286,55 @@ class Scorer:
         Raises:
           ValueError: if the memory does not hold one candidate; of the waiting function, too.
         """
-        try:
-            wait = self._start(replicate, parts)
-        except jax.errors.JaxRuntimeError as error:
-            self._take_less_memory(error)
-            return self.submit(replicate, parts)
+        wait = self._attempt(lambda: self._start(replicate, parts))
+        way = self._program
 
         def waiting() -> list[dict[str, NDArray[Any]]]:
             try:
                 return wait()
-            except jax.errors.JaxRuntimeError as error:
-                self._take_less_memory(error)
-                return self.submit(replicate, parts)()
+            except jax.errors.JaxRuntimeError as error:  # started, it may still run out of memory
+                self._lower(error, way)
+            return self._attempt(lambda: self._start(replicate, parts)())
 
         return waiting
 
-    def _take_less_memory(self, error: Exception) -> None:
-        """Goes over to what needs less memory; raises the error if it is of another kind, or nothing is left."""
+    def _attempt(self, call: Callable[[], Result]) -> Result:
+        """The call's result, by the first way down the ladder that the memory is large enough for."""
+        while True:
+            try:
+                return call()
+            except jax.errors.JaxRuntimeError as error:
+                self._lower(error, self._program)
+
+    def _lower(self, error: Exception, way: engine.Program) -> None:
+        """Goes one way down from that which failed; raises the error if it is of another kind, or nothing is left."""
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise error
-        spec, batch = self._plan.spec, self._batches.shape[1]
-        if self.method == "shared":
-            tables = table_bytes(spec, batch) / 2**20
-            self._say(f"out of memory with tables of shared work ({tables:.0f} MiB a device): going on without them")
-            self.method, self._replicate = "each", None
-        elif self._plan.steps > 1 and spec.norm == "per_step" and not spec.space.feedback:
-            self._say(f"out of memory with all {spec.time_steps} time steps together: going on step by step")
-            self._plan = dataclasses.replace(self._plan, steps=1)
-        else:
+        if way is not self._program:  # what was started before has gone down already
+            return
+        below = next(self._ladder, None)
+        if below is None:
+            spec, batch = way.spec, self._batches.shape[1]
             raise ValueError(
                 f"out of memory with one candidate at a time: C={spec.channels}, B={batch}, T={spec.time_steps} are "
                 "too large for this device; give a lower fidelity, or a smaller batch or width"
             ) from error
+        self.method, self._program, why = below
+        self._replicate = None  # with its tables of shared work
+        self._say(why)
 
     def _start(self, replicate: int, parts: Sequence[NDArray[np.int8]]) -> Callable[[], list[dict[str, NDArray[Any]]]]:
-        spec = self._plan.spec
+        spec = self._program.spec
         _, score_groups, score_each = _programs(self._mesh)
         bank, images, shared = self._drawn(replicate)
         lanes = [*map(pairs, parts)] + [pairs(parts[0])[:0]] * (self.lanes - len(parts))
         if self.method == "shared":
             groups = [engine.group(rows, self.chunk, spec.space.num_ops) for rows in lanes]
-            result = score_groups(self._plan, shared, bank, jax.tree.map(lambda *leaves: np.stack(leaves), *groups))
+            result = score_groups(self._program, shared, bank, jax.tree.map(lambda *leaves: np.stack(leaves), *groups))
         else:
             padded = np.stack([engine.padded(rows, self.chunk) for rows in lanes])
             counts = np.array([len(rows) for rows in lanes], np.int32)
-            result = score_each(self._plan, bank, images, padded, counts)
+            result = score_each(self._program, bank, images, padded, counts)
 
         def wait() -> list[dict[str, NDArray[Any]]]:
             scores, calls = (np.asarray(leaf) for leaf in result)
@@ -333,7 +353,7 @@ class Scorer:
             bank = jax.device_put(jax.tree.map(lambda leaf: leaf[replicate], self._bank), everywhere)
             images = jax.device_put(jnp.asarray(self._batches[replicate]), everywhere)
             prepare = _programs(self._mesh)[0]
-            shared = prepare(self._plan, bank, images) if self.method == "shared" else None
+            shared = prepare(self._program, bank, images) if self.method == "shared" else None
             self._replicate = replicate, (bank, images, shared)
         return self._replicate[1]
 
@@ -394,4 +414,4 @@ def score_population(
         for together, wait in waiting:
             for part, result in zip(together, wait(), strict=True):
                 replicates[part, replicate], calls[part] = result["scores"], result["lif_calls"]
-    return summarise(replicates, calls)
+    return over_replicates(replicates, calls)

@@ -1,7 +1,7 @@
 """Search of spaces too large to list: regularised evolution, and random search under the same rules.
 
-Evolution is a pure triple: `ask` proposes candidates, the caller scores them, `tell` adds them to the state,
-which is the whole history. `evolve` and `random_search` drive it, generation by generation on disk. A candidate
+A strategy is pure: it proposes candidates from the state, which is the whole history; `tell` adds their scores to it.
+`drive` does both in turn, generation by generation on disk. A candidate
 that does not fit the memory budget is never scored, and none is scored twice.
 
 Candidates are canonical rows [E] of a `CellSpace`, or pairs [2, E] where the two cells of a network differ
@@ -15,14 +15,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.io.store import ChunkStore
+from spikernel_jax.io.store import ResultStore
 from spikernel_jax.search.queue import Progress
 
 Rows = NDArray[np.int8]  # [n, E] or [n, 2, E]
@@ -48,7 +48,7 @@ class Evolution:
     Attributes:
       population: P, how many of the youngest candidates may be parents; the first P are drawn at random.
       sample: S, size of the tournament, drawn with replacement; its best is the parent.
-      children: candidates a generation. One is Real et al.'s; more are scored together, and none of them
+      children: candidates per generation. One is Real et al.'s; more are scored together, and none of them
         can descend from another.
       retries: attempts at a child that fits and is new, by mutation and then once more as many at random.
         Every 16 attempts mutate one edge more, so that a parent whose neighbours are all known is no end.
@@ -57,6 +57,7 @@ class Evolution:
       ValueError: naming the field.
     """
 
+    name: ClassVar[str] = "evolution"
     population: int = 64
     sample: int = 16
     children: int = 16
@@ -68,6 +69,85 @@ class Evolution:
             _at_least_one(field.name, getattr(self, field.name))
         if self.sample > self.population:
             raise ValueError(f"sample={self.sample} must be at most population={self.population}")
+
+    def parents(self, state: State) -> NDArray[np.int64]:
+        """Indices of the population, oldest first: the last P candidates with a finite score.
+
+        A candidate whose score is not finite stays in the history, but is no parent and takes nobody's place.
+        """
+        return np.flatnonzero(np.isfinite(state.scores))[-self.population :]
+
+    def propose(self, key: jax.Array, state: State, space: CellSpace, n: int, fits: Fits | None = None) -> Rows:
+        """Proposes candidates that fit, none of which was scored before.
+
+        The first P candidates of a history are drawn at random, and also later ones as long as there is no parent.
+        Child i of generation g makes its attempts with keys that depend on `key`, g and i alone, and takes the
+        first attempt that fits, is not in the history, and is not an earlier child's. So fewer children are the
+        first of more.
+
+        Args:
+          key: one typed key for the whole search.
+          state: the history.
+          space: of each cell.
+          n: children.
+          fits: which rows are under the memory budget; None lets all pass.
+
+        Returns:
+          At most n rows, fewer where children found no candidate in their retries.
+
+        Raises:
+          ValueError: if nothing was ever scored and no attempt fits.
+        """
+        pool = self.parents(state) if len(state.scores) >= self.population else np.zeros(0, np.int64)
+
+        def attempts(child: jax.Array) -> Iterator[Rows]:
+            for attempt in range(2 * self.retries):
+                own = jax.random.fold_in(child, attempt)
+                if len(pool) and attempt < self.retries:
+                    tournament, change = jax.random.split(own)
+                    drawn = pool[np.asarray(jax.random.randint(tournament, (self.sample,), 0, len(pool)))]
+                    row = state.rows[drawn[np.argmax(state.scores[drawn])]]
+                    for step in range(1 + attempt // _WIDEN):
+                        row = _mutated(jax.random.fold_in(change, step), space, row)
+                    yield row
+                else:
+                    yield _drawn(own, space, state.rows.ndim - 1)
+
+        return _distinct(key, state, attempts, n, fits)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomSearch:
+    """Distinct cells of the reference's sampler (`CellSpace.sample`), under the rules of `Evolution`.
+
+    Attributes:
+      children: candidates scored together.
+      retries: attempts at each of them are twice as many.
+
+    Raises:
+      ValueError: naming the field.
+    """
+
+    name: ClassVar[str] = "random"
+    children: int = 16
+    retries: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuses sizes below 1."""
+        for field in dataclasses.fields(self):
+            _at_least_one(field.name, getattr(self, field.name))
+
+    def propose(self, key: jax.Array, state: State, space: CellSpace, n: int, fits: Fits | None = None) -> Rows:
+        """Draws candidates that fit, none of which was scored before; as `Evolution.propose`."""
+
+        def attempts(child: jax.Array) -> Iterator[Rows]:
+            for attempt in range(2 * self.retries):
+                yield _drawn(jax.random.fold_in(child, attempt), space, state.rows.ndim - 1)
+
+        return _distinct(key, state, attempts, n, fits)
+
+
+Strategy = Evolution | RandomSearch
 
 
 def begin(space: CellSpace, cells: int = 1) -> State:
@@ -83,62 +163,12 @@ def begin(space: CellSpace, cells: int = 1) -> State:
     return State(np.zeros(shape, np.int8), np.zeros(0), np.zeros(0, np.int64), 0)
 
 
-def parents(state: State, config: Evolution) -> NDArray[np.int64]:
-    """Indices of the population, oldest first: the last P candidates with a finite score.
-
-    A candidate whose score is not finite stays in the history, but is no parent and takes nobody's place.
-    """
-    return np.flatnonzero(np.isfinite(state.scores))[-config.population :]
-
-
-def ask(
-    key: jax.Array, state: State, space: CellSpace, config: Evolution, n: int | None = None, fits: Fits | None = None
-) -> Rows:
-    """Proposes candidates that fit, none of which was scored before.
-
-    The first P candidates of a history are drawn at random, and also later ones as long as there is no parent.
-    Child i of generation g makes its attempts with keys that depend on `key`, g and i alone, and takes the
-    first attempt that fits, is not in the history, and is not an earlier child's. So fewer children are the
-    first of more.
-
-    Args:
-      key: one typed key for the whole search.
-      state: the history.
-      space: of each cell.
-      config: settings.
-      n: children; None is `config.children`.
-      fits: which rows are under the memory budget; None lets all pass.
-
-    Returns:
-      At most n rows, fewer where children found no candidate in their retries.
-
-    Raises:
-      ValueError: if nothing was ever scored and no attempt fits.
-    """
-    pool = parents(state, config) if len(state.scores) >= config.population else np.zeros(0, np.int64)
-
-    def attempts(child: jax.Array) -> Iterator[Rows]:
-        for attempt in range(2 * config.retries):
-            own = jax.random.fold_in(child, attempt)
-            if len(pool) and attempt < config.retries:
-                tournament, change = jax.random.split(own)
-                drawn = pool[np.asarray(jax.random.randint(tournament, (config.sample,), 0, len(pool)))]
-                row = state.rows[drawn[np.argmax(state.scores[drawn])]]
-                for step in range(1 + attempt // _WIDEN):
-                    row = _mutated(jax.random.fold_in(change, step), space, row)
-                yield row
-            else:
-                yield _drawn(own, space, state.rows.ndim - 1)
-
-    return _distinct(key, state, attempts, config.children if n is None else n, fits)
-
-
 def tell(state: State, rows: Rows, scores: NDArray[np.float64]) -> State:
     """The state after a generation.
 
     Args:
       state: before it.
-      rows: what `ask` proposed.
+      rows: what was proposed.
       scores: float64 [n], higher is better; NaN and infinities are recorded as they are.
 
     Raises:
@@ -162,27 +192,27 @@ def best_so_far(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.fmax.accumulate(np.where(np.isfinite(scores), scores, np.nan))
 
 
-def evolve(
+def drive(
+    strategy: Strategy,
     space: CellSpace,
     score: ScoreRows,
     *,
     budget: int,
     key: jax.Array,
-    config: Evolution | None = None,
     cells: int = 1,
     fits: Fits | None = None,
     folder: str | Path | None = None,
     settings: dict[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> State:
-    """Regularised evolution until `budget` candidates are scored.
+    """Lets a strategy propose, scores and tells, until `budget` candidates are scored.
 
     Args:
+      strategy: `Evolution` or `RandomSearch`; with the same key both begin with the same candidates.
       space: of each cell.
       score: rows -> float64 [n], higher is better.
       budget: candidates to score.
-      key: a typed key; with the same key, `random_search` begins with the same candidates.
-      config: settings; None is the defaults.
+      key: a typed key.
       cells: 1, or 2 for pairs.
       fits: rows -> bool [n]; a candidate that does not fit is ruled out before it is scored.
       folder: where every generation is kept; the same call goes on from there after a kill, to the result
@@ -196,85 +226,13 @@ def evolve(
     Raises:
       ValueError: naming the argument; if nothing fits; if the folder holds another search.
     """
-    config = config or Evolution()
-
-    def propose(state: State, n: int) -> Rows:
-        return ask(key, state, space, config, n, fits)
-
-    asked = {"strategy": "evolution", **dataclasses.asdict(config)}
-    return _drive(propose, begin(space, cells), space, score, budget, config.children, key, asked, folder, settings,
-                  progress)  # fmt: skip
-
-
-def random_search(
-    space: CellSpace,
-    score: ScoreRows,
-    *,
-    budget: int,
-    key: jax.Array,
-    children: int = 16,
-    retries: int = 128,
-    cells: int = 1,
-    fits: Fits | None = None,
-    folder: str | Path | None = None,
-    settings: dict[str, Any] | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> State:
-    """Scores `budget` distinct cells of the reference's sampler (`CellSpace.sample`), under the rules of `evolve`.
-
-    Args:
-      space: as in `evolve`.
-      score: as in `evolve`.
-      budget: as in `evolve`.
-      key: as in `evolve`.
-      children: candidates scored together.
-      retries: attempts at each of them are twice as many.
-      cells: as in `evolve`.
-      fits: as in `evolve`.
-      folder: as in `evolve`.
-      settings: as in `evolve`.
-      progress: as in `evolve`.
-
-    Returns:
-      The history, as `evolve`'s.
-
-    Raises:
-      ValueError: as `evolve`.
-    """
-    _at_least_one("children", children)
-    _at_least_one("retries", retries)
-
-    def propose(state: State, n: int) -> Rows:
-        def attempts(child: jax.Array) -> Iterator[Rows]:
-            for attempt in range(2 * retries):
-                yield _drawn(jax.random.fold_in(child, attempt), space, cells)
-
-        return _distinct(key, state, attempts, n, fits)
-
-    asked = {"strategy": "random", "children": children, "retries": retries}
-    return _drive(propose, begin(space, cells), space, score, budget, children, key, asked, folder, settings, progress)
-
-
-def _drive(
-    propose: Callable[[State, int], Rows],
-    state: State,
-    space: CellSpace,
-    score: ScoreRows,
-    budget: int,
-    children: int,
-    key: jax.Array,
-    asked: dict[str, Any],
-    folder: str | Path | None,
-    settings: dict[str, Any] | None,
-    progress: Callable[[Progress], None] | None,
-) -> State:
-    """Asks, scores and tells until the budget is spent; generations in the folder are told, not scored."""
     _at_least_one("budget", budget)
-    store = None
+    state, store = begin(space, cells), None
     if folder is not None:
         words = np.asarray(jax.random.key_data(key)).ravel().tolist()
-        of_space = dataclasses.asdict(space) | {"cells": state.rows.ndim - 1}
-        store = ChunkStore(folder, {**asked, "space": of_space, "budget": budget, "key": words, "settings": settings})
+        asked = {"strategy": strategy.name, **dataclasses.asdict(strategy), "budget": budget, "key": words}
+        of_space = dataclasses.asdict(space) | {"cells": cells}
+        store = ResultStore(folder, {**asked, "space": of_space, "settings": settings})
     there = store.done() if store else set()
     began, scored = time.perf_counter(), 0
     while (left := budget - len(state.scores)) > 0:
@@ -283,7 +241,7 @@ def _drive(
             part = store.load(index)
             rows, scores = part["rows"], part["scores"]
         else:
-            rows = propose(state, min(children, left))
+            rows = strategy.propose(key, state, space, min(strategy.children, left), fits)
             if not len(rows):
                 break
             scores = np.asarray(score(rows), np.float64)

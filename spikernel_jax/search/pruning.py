@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.cells.canonical import DIRECT, EDGES, FORWARD_EDGES, ZERO
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.io.store import ChunkStore
+from spikernel_jax.io.store import ResultStore
 from spikernel_jax.scoring.scores import get_score, scored_spec, spike_terms
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
@@ -196,7 +196,7 @@ def prune(
     store = None
     if folder is not None:
         of_space = dataclasses.asdict(space)
-        store = ChunkStore(folder, {"strategy": "pruning", "space": of_space, "settings": settings})
+        store = ResultStore(folder, {"strategy": "pruning", "space": of_space, "settings": settings})
     removals: list[Removal] = []
     evaluations = 0
     for index in itertools.count():

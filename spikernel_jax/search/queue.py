@@ -1,4 +1,4 @@
-"""Search: which cells are scored, chunk by chunk on disk, and which is the best under a memory budget."""
+"""Which cells are scored, unit by unit on disk, and which is the best under a memory budget."""
 
 import dataclasses
 import hashlib
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.processes import ALONE, Processes, alone_counter
-from spikernel_jax.io.store import ChunkStore
-from spikernel_jax.scoring.scorer import Scores, summarise
+from spikernel_jax.io.store import ResultStore
+from spikernel_jax.scoring.scorer import Scores, over_replicates
 from spikernel_jax.snn import network
 from spikernel_jax.snn.cost import costs
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
@@ -23,12 +23,17 @@ from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 Part = dict[str, NDArray[Any]]  # "scores" and "lif_calls" of a unit's rows
 Waiting = Callable[[], list[Part]]
 
+
+class NothingFitsError(ValueError):
+    """No candidate fits the memory budget."""
+
+
 STRATEGIES = ("halving", "exhaustive", "random")
 _LISTS = ("exhaustive", "random")
-_UNIT_FLOPS = 2e12  # of a unit of work: seconds on two cores
+_UNIT_FLOPS = 2e12  # of a unit: seconds on two cores
 
 
-class Scorer(Protocol):
+class AnyScorer(Protocol):
     """Scores candidates, each of R replicates with a bank and a batch of its own.
 
     A candidate's result must not depend on those scored beside it, nor on `lanes`.
@@ -79,6 +84,20 @@ class Progress:
         return (self.total - self.done) / self.rate if self.rate else (np.inf if self.done < self.total else 0.0)
 
 
+def progress_line(say: Callable[[str], None], name: str = "", every: float = 5.0) -> Callable[[Progress], None]:
+    """A function that prints progress as a line, every few seconds and at the end."""
+    last = [time.perf_counter()]
+
+    def line(p: Progress) -> None:
+        if p.done == p.total or time.perf_counter() - last[0] > every:
+            last[0] = time.perf_counter()
+            lost = f"  lost processes {', '.join(map(str, p.lost))}" if p.lost else ""
+            what = f"{name}  {p.done:.0f}/{p.total}" if name else f"{p.done:.0f}/{p.total}"
+            say(f"  {what} cells  {p.rate:.0f}/s  {p.left:.0f} s left  best {p.best:.2f}{lost}")
+
+    return line
+
+
 def candidates(
     space: CellSpace,
     kernel_set: Sequence[int],
@@ -121,26 +140,53 @@ def candidates(
     return rows if fits is None else rows[fits(rows)]
 
 
-class _Work:
+class Units:
     """A scoring job cut into units: one replicate of one chunk of the rows, in the scorer's order.
 
     Unit = replicate · chunks + chunk, so that a process needs one bank of weights at a time.
     """
 
     def __init__(
-        self, rows: NDArray[np.int8], scorer: Scorer, folder: Path, seeds: int, chunk: int, inputs: dict[str, Any]
+        self,
+        rows: NDArray[np.int8],
+        scorer: AnyScorer,
+        folder: Path,
+        *,
+        seeds: int,
+        chunk: int = 64,
+        inputs: dict[str, Any],
+        processes: Processes = ALONE,
+        name: str = "all",
     ):
-        for name, value in (("rows", len(rows)), ("seeds", seeds), ("chunk", chunk)):
+        """Cuts a job; nothing is scored or written yet.
+
+        Args:
+          rows: canonical rows [n, E] or pairs [n, 2, E].
+          scorer: scores them.
+          folder: where units are kept; on a file system that all processes share.
+          seeds: replicates R.
+          chunk: rows per unit, which a device takes in one call.
+          inputs: all that the scores depend on beside rows, seeds and chunk, for the fingerprint: `inputs_of`, and
+            where they came from.
+          processes: this process among others.
+          name: of this job among those that the processes do together.
+
+        Raises:
+          ValueError: on no rows, seeds or chunk.
+        """
+        for what, value in (("rows", len(rows)), ("seeds", seeds), ("chunk", chunk)):
             if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+                raise ValueError(f"{what}={value} must be at least 1")
         self.order = np.asarray(scorer.order(rows))
         self.rows, self.scorer, self.folder, self.seeds, self.chunk = rows[self.order], scorer, folder, seeds, chunk
+        self.processes, self.name = processes, name
         self.chunks = -(-len(rows) // chunk)
         self.units = self.chunks * seeds
         # Neither devices nor processes are in it: results do not depend on them.
         self.fingerprint = {**inputs, "chunk": chunk, "seeds": seeds, "rows": len(rows), "order": digest(self.rows)}
 
     def replicate(self, unit: int) -> int:
+        """The unit's replicate."""
         return unit // self.chunks
 
     def where(self, unit: int) -> slice:
@@ -148,7 +194,7 @@ class _Work:
         start = unit % self.chunks * self.chunk
         return slice(start, min(start + self.chunk, len(self.rows)))
 
-    def score(self, store: ChunkStore, units: list[int], take: Callable[[int], int]) -> Iterator[tuple[int, Part]]:
+    def score(self, store: ResultStore, units: list[int], take: Callable[[int], int]) -> Iterator[tuple[int, Part]]:
         """Scores and saves units, as many as `take` gives this process; yields each once it is on disk.
 
         The devices have their next units before the results of the last ones are written.
@@ -174,35 +220,35 @@ class _Work:
 class _Results:
     """What is known of a job's scores so far."""
 
-    def __init__(self, work: _Work):
-        self.work = work
+    def __init__(self, job: Units):
+        self.job = job
         self.units: set[int] = set()
-        self.replicates = np.full((len(work.rows), work.seeds), np.nan)
-        self.lif_calls = np.zeros(len(work.rows), np.int64)
-        self._sums, self._counts = np.zeros(len(work.rows)), np.zeros(len(work.rows), np.int64)
+        self.replicates = np.full((len(job.rows), job.seeds), np.nan)
+        self.lif_calls = np.zeros(len(job.rows), np.int64)
+        self._sums, self._counts = np.zeros(len(job.rows)), np.zeros(len(job.rows), np.int64)
 
     def add(self, unit: int, part: Part) -> None:
-        where = self.work.where(unit)
-        self.replicates[where, self.work.replicate(unit)] = part["scores"]
+        where = self.job.where(unit)
+        self.replicates[where, self.job.replicate(unit)] = part["scores"]
         self.lif_calls[where] = part["lif_calls"]
         with np.errstate(invalid="ignore"):  # a score may be infinite
             self._sums[where] += part["scores"]
         self._counts[where] += 1
         self.units.add(unit)
 
-    def read(self, store: ChunkStore) -> None:
+    def read(self, store: ResultStore) -> None:
         """Adds the units that are on disk and not here."""
         for unit in sorted(store.done() - self.units):
             self.add(unit, store.load(unit))
 
     @property
     def undone(self) -> list[int]:
-        return [unit for unit in range(self.work.units) if unit not in self.units]
+        return [unit for unit in range(self.job.units) if unit not in self.units]
 
     @property
     def done(self) -> float:
         """In candidates."""
-        return float(self._counts.sum() / self.work.seeds)
+        return float(self._counts.sum() / self.job.seeds)
 
     @property
     def best(self) -> float:
@@ -211,68 +257,47 @@ class _Results:
 
     def scores(self) -> Scores:
         """The scores in the caller's order of rows."""
-        back = np.argsort(self.work.order)
-        return summarise(self.replicates[back], self.lif_calls[back])
+        back = np.argsort(self.job.order)
+        return over_replicates(self.replicates[back], self.lif_calls[back])
 
 
-def score_in_chunks(
-    rows: NDArray[np.int8],
-    scorer: Scorer,
-    folder: Path,
-    *,
-    seeds: int,
-    chunk: int = 64,
-    inputs: dict[str, Any],
-    processes: Processes = ALONE,
-    name: str = "all",
-    last: bool = True,
-    progress: Callable[[Progress], None] | None = None,
-) -> Scores:
+def score_units(job: Units, *, last: bool = True, progress: Callable[[Progress], None] | None = None) -> Scores:
     """Scores rows with common random numbers; every finished unit is on disk and is not scored again.
 
-    A unit is one replicate of one chunk. With several processes this is what the first one calls, and
-    `score_share` the others: each takes the next units as it gets done with its last ones. What a process that
-    died had taken is scored here in the end.
+    With several processes this is what the first one calls, and `score_share` the others: each takes the next units as
+    it gets done with its last ones. What a process that died had taken is scored here in the end.
 
     Args:
-      rows: canonical rows [n, E] or pairs [n, 2, E].
-      scorer: scores them.
-      folder: where units are kept; on a file system that all processes share.
-      seeds: replicates R.
-      chunk: rows a unit.
-      inputs: all that the scores depend on beside rows, seeds and chunk, for the fingerprint: `inputs_of`, and
-        where they came from.
-      processes: this process among others.
-      name: of this job among those that the processes do together.
-      last: whether it is the last one, after which the other processes leave. After any other, this process
+      job: what is scored.
+      last: whether it is the last job, after which the other processes leave. After any other, this process
         scores what is left itself instead of waiting for them.
       progress: called after every unit, and now and then while others are waited for.
 
     Returns:
-      Scores of all rows, in the order of `rows`.
+      Scores of all rows, in the order in which `Units` was given them.
 
     Raises:
       ValueError: if the folder holds results of other rows or inputs, or a damaged one; nothing is scored then.
     """
-    work = _Work(rows, scorer, folder, seeds, chunk, inputs)
-    store = ChunkStore(folder, work.fingerprint)
+    store = ResultStore(job.folder, job.fingerprint)
     store.sweep()
-    results = _Results(work)
+    results = _Results(job)
     results.read(store)
     before, began, looked, lost = results.done, time.perf_counter(), time.perf_counter(), ()
+    processes = job.processes
 
     def report() -> None:
         if progress:
             seconds = time.perf_counter() - began
-            progress(Progress(results.done, len(rows), seconds, results.done - before, results.best, lost))
+            progress(Progress(results.done, len(job.rows), seconds, results.done - before, results.best, lost))
 
     def look() -> None:
         results.read(store)
         report()
 
     undone = results.undone
-    processes.tell(f"{name}/undone", _runs(undone))
-    for unit, part in work.score(store, undone, processes.counter(f"{name}/units")):
+    processes.tell(f"{job.name}/undone", _runs(undone))
+    for unit, part in job.score(store, undone, processes.counter(f"{job.name}/units")):
         results.add(unit, part)
         if processes.count > 1 and time.perf_counter() - looked > 2:
             results.read(store)
@@ -283,24 +308,14 @@ def score_in_chunks(
         look()
     while processes.count > 1 and results.undone:
         look()
-        for unit, part in work.score(store, results.undone[: scorer.lanes], alone_counter()):
+        for unit, part in job.score(store, results.undone[: job.scorer.lanes], alone_counter()):
             results.add(unit, part)
             report()
     return results.scores()
 
 
-def score_share(
-    rows: NDArray[np.int8],
-    scorer: Scorer,
-    folder: Path,
-    *,
-    seeds: int,
-    chunk: int = 64,
-    inputs: dict[str, Any],
-    processes: Processes,
-    name: str = "all",
-) -> int:
-    """Scores this process's share of what the first one scores by `score_in_chunks`, with the same arguments.
+def score_share(job: Units) -> int:
+    """Scores this process's share of what the first one scores by `score_units`, of the same job.
 
     Returns:
       The number of units scored.
@@ -308,10 +323,9 @@ def score_share(
     Raises:
       ValueError: if the inputs are not those of the first process, or its folder is not seen here.
     """
-    work = _Work(rows, scorer, folder, seeds, chunk, inputs)
-    undone = [unit for start, stop in processes.hear(f"{name}/undone") for unit in range(start, stop)]
-    store = ChunkStore.join(folder, work.fingerprint)
-    return sum(1 for _ in work.score(store, undone, processes.counter(f"{name}/units")))
+    undone = [unit for start, stop in job.processes.hear(f"{job.name}/undone") for unit in range(start, stop)]
+    store = ResultStore.join(job.folder, job.fingerprint)
+    return sum(1 for _ in job.score(store, undone, job.processes.counter(f"{job.name}/units")))
 
 
 def _runs(values: Sequence[int]) -> list[tuple[int, int]]:
@@ -327,8 +341,8 @@ def inputs_of(
     return {"spec": spec_to_json(spec), "score": score, "precision": precision, "inputs": digest(bank, images)}
 
 
-def chunk_size(spec: NetworkSpec, batch: int) -> int:
-    """Rows a unit of work: a power of 2 from 16 to 256, by what a candidate costs, so that a unit takes seconds."""
+def unit_rows(spec: NetworkSpec, batch: int) -> int:
+    """Rows per unit: a power of 2 from 16 to 256, by what a candidate costs, so that a unit takes seconds."""
     h, w = spec.cell_size(0)
     largest = max(spec.space.kernel_sizes)
     flops = 2 * spec.time_steps * batch * h * w * spec.channels**2 * (18 + 2 * largest**2)

@@ -22,7 +22,9 @@ counted as spikes times fan-out (k·k·C_out for a convolution, less what falls 
 sums, skips and average pooling, whether these hand on currents or spikes.
 """
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +107,59 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
     parameters += len(spec.neuron.learned) * sites
     memory = -(-(parameters + state + live) * bits // 8)
     return Cost(parameters, state, live, memory, convs)
+
+
+def parameters_of(spec: NetworkSpec, genotype: ArrayLike) -> int:
+    """Parameters of one genotype's network, [E] or [2, E]."""
+    return int(costs(spec, np.asarray(genotype)[None]).parameters[0])
+
+
+def nearest_width(at: Callable[[int], int], wanted: int) -> int:
+    """The width C at which a quantity comes nearest to a number; of two as near, the smaller.
+
+    Parameters and operations of a network are a quadratic P(C) that grows with C and has a positive second difference,
+    so P(1), P(2) and P(3) give it whole, and the largest C with P(C) <= `wanted` is the floor of its root, taken in
+    whole numbers.
+
+    Args:
+      at: P, of widths from 1.
+      wanted: the number.
+
+    Returns:
+      The width, 1 where even P(1) is above the number.
+    """
+    one, two, three = map(at, (1, 2, 3))
+    if wanted <= one:
+        return 1
+    slope, bend = two - one, three - 2 * two + one
+    # 2·P(1 + x) = 2·one + 2·slope·x + bend·x·(x - 1).
+    linear = 2 * slope - bend
+    root = math.isqrt(linear**2 + 8 * bend * (wanted - one))
+    below = 1 + (root - linear) // (2 * bend)
+    return min((below, below + 1), key=lambda width: abs(at(width) - wanted))
+
+
+def width_for(spec: NetworkSpec, genotype: ArrayLike, parameters: int) -> int:
+    """The width at which a network's parameters come nearest to a number; of two as near, the smaller.
+
+    Args:
+      spec: the network; its own width does not matter.
+      genotype: codes [E] or [2, E].
+      parameters: wanted.
+
+    Returns:
+      The width C.
+
+    Raises:
+      ValueError: if the network has more parameters at width 1 already.
+    """
+
+    def at(channels: int) -> int:
+        return parameters_of(dataclasses.replace(spec, channels=channels), genotype)
+
+    if parameters < at(1):
+        raise ValueError(f"parameters={parameters} must be at least {at(1)}, which the network has at width 1")
+    return nearest_width(at, parameters)
 
 
 def _size(layer: Layer) -> int:

@@ -93,8 +93,36 @@ def dropout_mask(key: Array, spec: NetworkSpec, batch: int) -> Array | None:
     return jax.random.bernoulli(key, 1 - spec.dropout, (batch, spec.features))
 
 
+Make = Callable[[], Array]  # what one operation makes of an edge's source node
+
+
+def _added(y: Array, like: jax.ShapeDtypeStruct, total: Array | None) -> Array:
+    return jnp.broadcast_to(y, like.shape) if total is None else total + y
+
+
+def _fixed(code: int, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None) -> Array | None:
+    """Adds the one operation that a fixed code names; code 0 is none."""
+    return _added(makes[code - 1](), like, total) if code else total
+
+
+def _traced(code: Array, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None) -> Array:
+    """Adds the operation that a code names at run time."""
+    # The sum is a branch's own, so that it is one pass over memory with the operation's last.
+    branches = [lambda make=make: _added(make(), like, total) for make in makes]
+    return lax.switch(code, [lambda: jnp.zeros(like.shape, like.dtype) if total is None else total, *branches])
+
+
+def _mixture(weights: Array, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None) -> Array:
+    """Adds all operations by their weights; one of weight 0 is not computed."""
+    nothing = result = jnp.zeros(like.shape, like.dtype)
+    for weight, make in zip(weights[1:], makes, strict=True):
+        weighted = lambda w=weight, make=make: w * jnp.broadcast_to(make(), like.shape)  # noqa: E731
+        result += lax.cond(weight > 0, weighted, lambda: nothing)
+    return _added(result, like, total)
+
+
 class Pass:
-    """One pass over a chunk of time steps: reads parameters and state, gathers their successors.
+    """One pass over a stretch of time steps: reads parameters and state, gathers their successors.
 
     The dictionaries it fills live only while jax traces; the functions around it are pure. Spikes are handed on
     in `spike_dtype` (None: that of the currents). They are 0 or 1, so bfloat16 loses nothing of them.
@@ -117,6 +145,8 @@ class Pass:
         self.spec, self.params, self.train, self.observe = spec, params, train, observe
         self.spike_dtype, self.axis_name = spike_dtype, axis_name
         self.codes = dict(zip(CELLS, spec.codes(genotype), strict=True))
+        codes = self.codes[CELLS[0]]
+        self.choose = _fixed if isinstance(codes, list) else _mixture if np.ndim(codes) == 2 else _traced
         self.sites = spec.sites(genotype)
         self.stats = None if stats is None else dict(stats)
         self.state = dict(state)
@@ -196,7 +226,7 @@ class Pass:
         Args:
           cell: ``"cell1"`` or ``"cell2"``.
           position: of the edge in the space's order; says whose weights a convolution has.
-          code: int, or traced; a zero of int type gives `total`.
+          code: of the genotype's kind; a zero that is fixed gives `total`.
           x: the source node's value, [T or 1, B, H, W, C].
           spikes_TBHWC: the source node's spikes; convolutions read them, and all else with shortcuts of spikes.
           steps: T.
@@ -205,35 +235,21 @@ class Pass:
         shape = (steps, *x.shape[1:])
         handed_on = spikes_TBHWC.astype(x.dtype) if self.spec.shortcut == "spike" else x
 
-        def added(y: Array) -> Array:
-            return jnp.broadcast_to(y, shape) if total is None else total + y
-
         def conv(k: int) -> Array:
             name = layer_name(cell, self.spec.space.edges[position], k)
             y = convolution.conv(spikes_TBHWC, self.params[name]["kernel"])
             # Statistics may not leave a traced branch; scoring keeps none, so nothing is lost there.
-            return self.norm(name, y) if isinstance(code, int) else self.normed(name, y)[0]
+            return self.norm(name, y) if self.choose is _fixed else self.normed(name, y)[0]
 
         makes = [
             lambda: handed_on,
             *[lambda k=k: conv(k) for k in self.spec.space.kernel_sizes],
             lambda: operations.avgpool3(handed_on),
         ]
-        if isinstance(code, int):
-            return added(makes[code - 1]()) if code else total
-        nothing = jnp.zeros(shape, x.dtype)
-        if code.ndim:  # a mixture: an operation of weight 0 is not computed
-            result = nothing
-            for weight, make in zip(code[1:], makes, strict=True):
-                weighted = lambda w=weight, make=make: w * jnp.broadcast_to(make(), shape)  # noqa: E731
-                result += lax.cond(weight > 0, weighted, lambda: nothing)
-            return added(result)
-        # The sum is a branch's own, so that it is one pass over memory with the operation's last.
-        branches = [lambda make=make: added(make()) for make in makes]
-        return lax.switch(code, [lambda: nothing if total is None else total, *branches])
+        return self.choose(code, makes, jax.ShapeDtypeStruct(shape, x.dtype), total)
 
     def cell(self, cell: str, x0: Array, time_steps: int) -> Array:
-        """One cell over a chunk: x0 [T or 1, B, H, W, C] -> node 3, [T, B, H, W, C].
+        """One cell over a stretch of time steps: x0 [T or 1, B, H, W, C] -> node 3, [T, B, H, W, C].
 
         A leading axis of 1 is an input that stays the same at every time step.
         """
@@ -280,7 +296,7 @@ class Pass:
         y = hidden @ out["kernel"] + out["bias"]
         return y.reshape(*y.shape[:2], spec.num_classes, spec.neurons_per_class).mean(-1)
 
-    def chunk(self, x0_BHWC: Array, time_steps: int, dropout_keep: Array | None) -> Array:
+    def run(self, x0_BHWC: Array, time_steps: int, dropout_keep: Array | None) -> Array:
         """All layers over `time_steps` steps of the constant current x0; logits [T, B, K]."""
         return self.after_cell1(self.cell("cell1", x0_BHWC[None], time_steps), time_steps, dropout_keep)
 
@@ -360,12 +376,12 @@ def apply(
 
     if not step_by_step:
         net = begin(stem.stats, state)
-        logits_TBK = net.chunk(x0_BHWC, spec.time_steps, dropout_keep)
+        logits_TBK = net.run(x0_BHWC, spec.time_steps, dropout_keep)
         return Output(logits_TBK, net.stats, net.state, net.records)
 
     def one_step(carry: tuple[Stats | None, State], _: None) -> tuple[Any, Any]:
         net = begin(*carry)
-        logits_1BK = net.chunk(x0_BHWC, 1, dropout_keep)
+        logits_1BK = net.run(x0_BHWC, 1, dropout_keep)
         return (net.stats, net.state), (logits_1BK[0], jax.tree.map(lambda leaf: leaf[0], net.records))
 
     # The scan's carry needs every membrane from the start; a trace tells their shapes at no cost.

@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
-from spikernel_jax.data import Dataset, Split, load_dataset
+from spikernel_jax.data import Dataset, Split
 from spikernel_jax.io import files
 from spikernel_jax.io.run_folder import RunFolder
-from spikernel_jax.pipeline.job import check_seed
-from spikernel_jax.pipeline.timed_presets import Timed, parameter_count
+from spikernel_jax.io.units import duration
+from spikernel_jax.pipeline.job import check_seed, counts, load_images, open_folder
+from spikernel_jax.pipeline.presets import Timed
 from spikernel_jax.report import figures, pages
+from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.checkpoint import save_model
@@ -73,7 +75,7 @@ def epochs_that_fit(costs: Costs, seconds: float, steps: int, validation: int, t
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class TimedTraining:
     """What is to be trained: settings, checked, and images.
 
     Attributes:
@@ -111,11 +113,11 @@ class Task:
             "preset": self.preset_name,
             "seed": self.seed,
             "settings": dataclasses.asdict(self.preset),
-            "images": {split: len(getattr(self.data, split).labels) for split in ("train", "validation", "test")},
+            "images": counts(self.data),
         }
 
 
-def open_task(
+def open_training(
     data: str,
     preset_name: str,
     preset: Timed,
@@ -123,15 +125,14 @@ def open_task(
     seed: int = 0,
     data_dir: str | Path | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Task:
+) -> TimedTraining:
     """Checks all settings and loads the images; nothing is written.
 
     Raises:
       ValueError: one line on the first thing that is wrong.
     """
-    spec, genotype = preset.network(data)
-    limits = {name: getattr(preset, name) for name in ("limit_train", "limit_validation", "limit_test")}
-    images = load_dataset(data, data_dir, **limits, clip=True)
+    spec, genotype = preset.cell_network(data)
+    images = load_images(data, data_dir, preset)
     if preset.all_images:
         parts = (images.train, images.validation)
         joined = Split(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels")))
@@ -140,7 +141,7 @@ def open_task(
         raise ValueError(
             f"batch_size={preset.training.batch_size} is larger than the data: {available} training images"
         )
-    return Task(preset_name, preset, images, spec, genotype, check_seed(seed), say)
+    return TimedTraining(preset_name, preset, images, spec, genotype, check_seed(seed), say)
 
 
 def process_seconds() -> float:
@@ -148,34 +149,34 @@ def process_seconds() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def measure(task: Task, folder: Path) -> Costs:
+def measure(timed: TimedTraining, folder: Path) -> Costs:
     """Times the parts of a training on a throwaway one of `_STEPS`·`_ROUNDS` steps, whose weights nobody sees.
 
     Args:
-      task: what will be trained.
+      timed: what will be trained.
       folder: for its checkpoints, on the file system of the run; must not exist.
 
     Returns:
       The costs. The real training differs by its number of images and steps, so it is compiled anew: `start` is
       the whole of what this one took beyond its steps.
     """
-    config = task.preset.training
-    steps = min(_STEPS, task.steps)
+    config = timed.preset.training
+    steps = min(_STEPS, timed.steps)
     cut = dataclasses.replace(
-        task.data,
-        train=_first(task.data.train, steps * config.batch_size),
-        validation=_first(task.data.validation, _EVALUATED),
+        timed.data,
+        train=_first(timed.data.train, steps * config.batch_size),
+        validation=_first(timed.data.validation, _EVALUATED),
     )
     images = len(cut.validation.labels)
     marks: list[tuple[float, float]] = []  # (when an epoch had been trained and validated, seconds of its steps)
     begun = time.perf_counter()
     model = train(
-        task.spec,
-        task.genotype,
+        timed.spec,
+        timed.genotype,
         cut,
         # At a rate at which nothing diverges that would not have with the schedule's rise.
         dataclasses.replace(config, epochs=_ROUNDS, learning_rate=config.learning_rate / 1000),
-        seed=task.seed,
+        seed=timed.seed,
         folder=folder,
         progress=lambda record: marks.append((time.perf_counter(), float(record["seconds"]))),
     )
@@ -193,11 +194,11 @@ def _first(split: Split, n: int) -> Split:
     return Split(split.images[:n], split.labels[:n])
 
 
-def make_plan(task: Task, beside: Path) -> dict[str, Any]:
+def make_plan(timed: TimedTraining, beside: Path) -> dict[str, Any]:
     """Chooses the number of epochs.
 
     Args:
-      task: what will be trained.
+      timed: what will be trained.
       beside: the run's folder, to be; a throwaway folder stands beside it, or beside the lowest parent there is.
 
     Returns:
@@ -207,23 +208,23 @@ def make_plan(task: Task, beside: Path) -> dict[str, Any]:
     Raises:
       ValueError: one line, where not even one epoch fits.
     """
-    preset, counts = task.preset, task.config()["images"]
+    preset, counts = timed.preset, timed.config()["images"]
     if preset.minutes is None:
         return {"epochs": preset.training.epochs}
-    task.say("timing a few steps to plan the schedule")
+    timed.say("timing a few steps to plan the schedule")
     parent = next(path for path in beside.absolute().parents if path.exists())
     scratch = parent / f".{beside.name}.timing.tmp"
     scratch.mkdir(exist_ok=True)
     with files.lock(scratch, f"another process is planning this run: {beside}"):
         shutil.rmtree(scratch / _TRAINING, ignore_errors=True)  # of a killed process
         try:
-            costs = measure(task, scratch / _TRAINING)
+            costs = measure(timed, scratch / _TRAINING)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     gone = process_seconds()
     seconds = 60 * preset.minutes - gone
-    fit = epochs_that_fit(costs, seconds, task.steps, counts["validation"], counts["test"])
-    epoch = costs.epoch(task.steps, counts["validation"])
+    fit = epochs_that_fit(costs, seconds, timed.steps, counts["validation"], counts["test"])
+    epoch = costs.epoch(timed.steps, counts["validation"])
     if not fit:
         least = (gone + (costs.ends(counts["test"]) + epoch) / (1 - MARGIN)) / 60
         raise ValueError(
@@ -238,14 +239,14 @@ def make_plan(task: Task, beside: Path) -> dict[str, Any]:
     }
 
 
-def train_in_time(task: Task, out: str | Path) -> dict[str, Any]:
+def train_in_time(timed: TimedTraining, out: str | Path) -> dict[str, Any]:
     """Plans, trains, tests and exports, or goes on where an earlier start stopped.
 
     Leaves ``plan.json`` (before training), ``training/`` (checkpoints, ``metrics.jsonl``), ``test.json``,
     ``checkpoint`` (for `load_model`), ``figures/accuracy.png``, ``summary.json`` and ``report.md``.
 
     Args:
-      task: of `open_task`.
+      timed: of `open_training`.
       out: the run's folder.
 
     Returns:
@@ -259,23 +260,22 @@ def train_in_time(task: Task, out: str | Path) -> dict[str, Any]:
     """
     out, plan = Path(out), None
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        plan = make_plan(task, out)  # before the folder is made: a time that is too short leaves nothing behind
-    run = RunFolder.create(out, task.config())
+        plan = make_plan(timed, out)  # before the folder is made: a time that is too short leaves nothing behind
+    run = open_folder(out, timed.config(), timed.data, timed.say)
     with run.lock():
-        task.say(f"run folder: {run.path}")
         if (run.path / _PLAN).exists():
             plan = _read_plan(run)
-            task.say(f"resumed: {plan['epochs']} epochs as planned at the first start" + (
+            timed.say(f"resumed: {plan['epochs']} epochs as planned at the first start" + (
                 f"; its limit of {plan['minutes']:g} minutes was planned for that start alone" if "minutes" in plan
                 else ""))  # fmt: skip
         else:
-            plan = plan or make_plan(task, out)
+            plan = plan or make_plan(timed, out)
             run.write_json(_PLAN, plan)
-        model = _train(task, run, plan)
-        test = _test(task, run, model)
-        model = dataclasses.replace(model, metrics=model.metrics | {"test_accuracy": test, "source": task.data.source})
+        model = _train(timed, run, plan)
+        test = _test(timed, run, model)
+        model = dataclasses.replace(model, metrics=model.metrics | {"test_accuracy": test, "source": timed.data.source})
         save_model(run.path / _MODEL, model)
-        return _conclude(task, run, plan, model)
+        return _conclude(timed, run, plan, model)
 
 
 def _read_plan(run: RunFolder) -> dict[str, Any]:
@@ -285,12 +285,14 @@ def _read_plan(run: RunFolder) -> dict[str, Any]:
     return plan
 
 
-def _train(task: Task, run: RunFolder, plan: dict[str, Any]) -> Model:
-    config = dataclasses.replace(task.preset.training, epochs=plan["epochs"])
-    parameters = parameter_count(task.spec, task.genotype)
+def _train(timed: TimedTraining, run: RunFolder, plan: dict[str, Any]) -> Model:
+    config = dataclasses.replace(timed.preset.training, epochs=plan["epochs"])
+    parameters = parameters_of(timed.spec, timed.genotype)
     about = f" of about {plan['epoch_seconds']:.1f} s" if "epoch_seconds" in plan else ""
-    task.say(f"{task.preset.cell!r}, C = {task.spec.channels}, T = {task.spec.time_steps}: {parameters:,} parameters, "
-             f"{config.epochs} epochs{about}")  # fmt: skip
+    timed.say(
+        f"{timed.preset.cell!r}, C = {timed.spec.channels}, T = {timed.spec.time_steps}: {parameters:,} parameters, "
+        f"{config.epochs} epochs{about}"
+    )
     marks = [time.perf_counter()]
 
     def line(record: dict[str, Any]) -> None:
@@ -299,32 +301,28 @@ def _train(task: Task, run: RunFolder, plan: dict[str, Any]) -> Model:
         # The first epoch compiles.
         each = np.median(taken[1:]) if len(taken) > 1 else plan.get("epoch_seconds", taken[0])
         left = float(each) * (config.epochs - record["epoch"])
-        task.say(
+        timed.say(
             f"  epoch {record['epoch']}/{config.epochs}  loss {record['train_loss']:.3f}  "
             f"train {100 * record['train_accuracy']:.1f} %  "
-            f"{task.validation_name} {100 * record['validation_accuracy']:.2f} %  "
-            f"{record['seconds']:.1f} s  {_duration(left)} left"
+            f"{timed.validation_name} {100 * record['validation_accuracy']:.2f} %  "
+            f"{record['seconds']:.1f} s  {duration(left, 1)} left"
         )
 
     folder = run.path / _TRAINING
     folder.mkdir(exist_ok=True)
     return train(
-        task.spec, task.genotype, task.data, config, seed=task.seed, folder=folder, progress=line, say=task.say
+        timed.spec, timed.genotype, timed.data, config, seed=timed.seed, folder=folder, progress=line, say=timed.say
     )
 
 
-def _test(task: Task, run: RunFolder, model: Model) -> float:
+def _test(timed: TimedTraining, run: RunFolder, model: Model) -> float:
     """Test accuracy; asked for once, and then kept in the run's folder."""
     if not (run.path / _TEST).exists():
-        run.write_json(_TEST, {"test_accuracy": evaluate(model, task.data.test)})
+        run.write_json(_TEST, {"test_accuracy": evaluate(model, timed.data.test)})
     return float(run.read_json(_TEST)["test_accuracy"])
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-
-
-def _conclude(task: Task, run: RunFolder, plan: dict[str, Any], model: Model) -> dict[str, Any]:
+def _conclude(timed: TimedTraining, run: RunFolder, plan: dict[str, Any], model: Model) -> dict[str, Any]:
     """Figure, summary and page."""
     records = files.read_jsonl(run.path / _TRAINING / "metrics.jsonl")
     seconds = [float(record["seconds"]) for record in records]
@@ -334,12 +332,14 @@ def _conclude(task: Task, run: RunFolder, plan: dict[str, Any], model: Model) ->
     path = run.path / "summary.json"
     there = run.read_json("summary.json") if path.exists() else {}
     resumed = len(run.read_json("config.json").get("resumed", ()))
-    title = f"{task.data.name}, {task.preset_name}, seed {task.seed}, {len(task.data.train.labels):,} training images"
-    if task.preset.all_images:
+    title = (
+        f"{timed.data.name}, {timed.preset_name}, seed {timed.seed}, {len(timed.data.train.labels):,} training images"
+    )
+    if timed.preset.all_images:
         title += ", those of validation too"
-    figures.training_figure({task.preset.cell: records}, run.folder("figures") / "accuracy.png", title)
+    figures.training_figure({timed.preset.cell: records}, run.folder("figures") / "accuracy.png", title)
     summary = {
-        "parameters": parameter_count(task.spec, task.genotype),
+        "parameters": parameters_of(timed.spec, timed.genotype),
         "epochs": plan["epochs"],
         "validation_accuracy": float(model.metrics["validation_accuracy"]),
         "test_accuracy": float(model.metrics["test_accuracy"]),
@@ -350,24 +350,26 @@ def _conclude(task: Task, run: RunFolder, plan: dict[str, Any], model: Model) ->
         "minutes_taken": there.get("minutes_taken") if resumed else round(process_seconds() / 60, 3),
     }
     run.update_summary(**summary)
-    pages.write_report(run, _sections(task, run, plan, summary))
+    pages.write_report(run, _sections(timed, run, plan, summary))
     return summary
 
 
-def _sections(task: Task, run: RunFolder, plan: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
-    preset, counts = task.preset, task.config()["images"]
+def _sections(
+    timed: TimedTraining, run: RunFolder, plan: dict[str, Any], summary: dict[str, Any]
+) -> list[tuple[str, str]]:
+    preset, counts = timed.preset, timed.config()["images"]
     command = " ".join(run.read_json("config.json")["environment"]["command"])
     recipe = dataclasses.asdict(preset.training) | {"epochs": plan["epochs"]}
     planned, taken = summary["minutes_planned"], summary["minutes_taken"]
     about = (
-        f"`{command}`\n\n{task.data.source}\n\nCell `{preset.cell}`, C = {preset.channels}, T = {preset.time_steps}, "
+        f"`{command}`\n\n{timed.data.source}\n\nCell `{preset.cell}`, C = {preset.channels}, T = {preset.time_steps}, "
         f"stem stride {preset.stem_stride}, head {preset.head}, dropout {preset.dropout:g}, norm {preset.norm}: "
-        f"**{summary['parameters']:,} parameters**. Seed {task.seed}, n = 1 training.\n\n"
+        f"**{summary['parameters']:,} parameters**. Seed {timed.seed}, n = 1 training.\n\n"
         "Recipe: " + ", ".join(f"{name} {value}" for name, value in recipe.items()) + "."
     )
     validation = _per_cent(summary["validation_accuracy"], counts["validation"])
     accuracy = (
-        f"- {task.validation_name}, after the last epoch: {validation}\n"
+        f"- {timed.validation_name}, after the last epoch: {validation}\n"
         f"- test, touched once, after training: {_per_cent(summary['test_accuracy'], counts['test'])}\n\n"
         f'`load_model("{run.path / _MODEL}")` gives the model back.\n\n![validation accuracy](figures/accuracy.png)'
     )

@@ -5,29 +5,30 @@ varies the search alone, and evolution and random search of one seed begin with 
 """
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.io.store import ChunkStore
-from spikernel_jax.pipeline import tradeoff
-from spikernel_jax.pipeline.job import Job
+from spikernel_jax.cells.space import CellSpace, kernel_set_text
+from spikernel_jax.io.store import ResultStore
+from spikernel_jax.io.units import format_bytes
+from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import figures, pages
-from spikernel_jax.scoring import scorer
 from spikernel_jax.scoring.fidelity import Fidelity
+from spikernel_jax.scoring.scorer import make_bank, score_population
 from spikernel_jax.search import evolution, pruning, queue
-from spikernel_jax.snn.cost import costs
+from spikernel_jax.snn.network import Params
+from spikernel_jax.snn.spec import NetworkSpec
 
 if TYPE_CHECKING:
     import polars as pl
 
 SPACES = ("feedback", "two_cells", "forward")
-_BANK_KEY, _SEARCH_KEY, _IMAGES_KEY = 201, 202, 203
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,111 @@ class Study:
         return 2 if self.space == "two_cells" else 1
 
 
+class Scoring(NamedTuple):
+    """How candidates of a study are scored and weighed, the same for all strategies and seeds."""
+
+    study: Study
+    trained: NetworkSpec  # whose memory counts
+    spec: NetworkSpec  # that is scored
+    bank: Params
+    images: NDArray[np.float32]
+    name: str  # of the score
+
+    def fits(self, rows: NDArray[np.int8]) -> NDArray[np.bool_]:
+        """Which candidates are within the memory budget."""
+        return queue.memory_of(self.trained, rows, self.study.bits) <= self.study.memory_budget
+
+    def score(self, rows: NDArray[np.int8]) -> NDArray[np.float64]:
+        """The candidates' scores."""
+        chunk = self.study.evolution.children
+        return score_population(rows, self.bank, self.images, self.spec, score=self.name, chunk=chunk).scores
+
+    def evaluations(self, strategy: str, seed: int, rows: NDArray[np.int8], scores: Any, first: int = 1) -> Any:
+        """Rows of the table of evaluations, counted from `first`."""
+        import polars as pl
+
+        pairs, explicit = rows[:, None] if rows.ndim == 2 else rows, self.study.cell_space.explicit
+        return pl.DataFrame({
+            "strategy": [strategy] * len(rows),
+            "seed": np.full(len(rows), seed, np.int64),
+            "evaluation": np.arange(first, first + len(rows), dtype=np.int64),
+            "genotype": [" | ".join(explicit(cell) for cell in pair) for pair in pairs],
+            "score": np.asarray(scores, np.float64),
+            "memory_bytes": queue.memory_of(self.trained, rows, self.study.bits),
+        })  # fmt: skip
+
+
+def scoring_of(job: Job, study: Study) -> Scoring:
+    """Weights and images that all strategies and seeds of a study share."""
+    trained = job.network(study.cell_space)
+    spec = study.fidelity.network(trained)
+    bank = make_bank(job.key(Purpose.STRATEGIES_BANKS), spec, study.fidelity.seeds)
+    images = study.fidelity.images(job.key(Purpose.STRATEGIES_IMAGES), job.data, trained)
+    return Scoring(study, trained, spec, bank, images, job.preset.score)
+
+
+def exhaustive(job: Job, scoring: Scoring, folder: Path) -> "pl.DataFrame":
+    """Every cell of the forward space that fits, scored; pieces of it are kept in the folder.
+
+    Raises:
+      NothingFitsError: if none fits.
+    """
+    study = scoring.study
+    rows = study.cell_space.enumerate()
+    rows = rows[scoring.fits(rows)]
+    if not len(rows):
+        raise queue.NothingFitsError(f"no cell fits --memory-budget {format_bytes(study.memory_budget)}")
+    store, size = ResultStore(folder, job.run.config), 4 * study.evolution.children
+    line, there, began, scored = queue.progress_line(job.say, "exhaustive"), store.done(), time.perf_counter(), 0
+    parts: list[NDArray[np.float64]] = []
+    for index, start in enumerate(range(0, len(rows), size)):
+        here = rows[start : start + size]
+        if index not in there:
+            store.save(index, scores=scoring.score(here))
+            scored += len(here)
+        parts.append(store.load(index)["scores"])
+        best = float(evolution.best_so_far(np.concatenate(parts))[-1])
+        line(queue.Progress(start + len(here), len(rows), time.perf_counter() - began, scored, best))
+    return scoring.evaluations("exhaustive", 0, rows, np.concatenate(parts))
+
+
+def pruned(job: Job, scoring: Scoring, score: evolution.ScoreRows, folder: Path) -> "pl.DataFrame":
+    """The cell that pruning comes to: one row, with the number of supernets that were scored as `evaluation`."""
+    found = pruning.prune(
+        scoring.study.cell_space,
+        lambda masks: pruning.score_supernets(masks, scoring.bank, scoring.images, scoring.spec, score=scoring.name),
+        fits=scoring.fits,
+        folder=folder,
+        settings=job.run.config,
+        progress=lambda number, left: job.say(f"  pruning  round {number}, {left} operations to go"),
+    )
+    rows = found.cell[None]
+    return scoring.evaluations("pruning", 0, rows, score(rows), found.evaluations)
+
+
+def searched(job: Job, scoring: Scoring, score: evolution.ScoreRows, folder: Path) -> "pl.DataFrame":
+    """What evolution and random search scored, seed by seed."""
+    import polars as pl
+
+    study, tables = scoring.study, []
+    strategies = study.evolution, evolution.RandomSearch(study.evolution.children, study.evolution.retries)
+    for seed, strategy in itertools.product(range(study.seeds), strategies):
+        state = evolution.drive(
+            strategy,
+            study.cell_space,
+            score,
+            budget=study.budget,
+            key=jax.random.fold_in(job.key(Purpose.STRATEGIES_SEARCHES), seed),
+            cells=study.cells,
+            fits=scoring.fits,
+            folder=folder / f"{strategy.name}-seed{seed}",
+            settings=job.run.config,
+            progress=queue.progress_line(job.say, f"{strategy.name}, seed {seed}"),
+        )
+        tables.append(scoring.evaluations(strategy.name, seed, state.rows, state.scores))
+    return pl.concat(tables)
+
+
 def compare(job: Job, study: Study) -> "pl.DataFrame":
     """Runs every strategy for every seed, goes on where a killed process stopped, and writes the result.
 
@@ -100,98 +206,45 @@ def compare(job: Job, study: Study) -> "pl.DataFrame":
     """
     import polars as pl
 
-    preset, space = job.preset, study.cell_space
-    trained = job.network(space)
-    scored = study.fidelity.network(trained)
-    bank = scorer.make_bank(job.key(_BANK_KEY), scored, study.fidelity.seeds)
-    images = study.fidelity.images(job.key(_IMAGES_KEY), job.data, trained)
-    folder = job.run.path / "searches"
+    scoring, folder = scoring_of(job, study), job.run.path / "searches"
     folder.mkdir(exist_ok=True)
-    chunk = study.evolution.children
-    settings = job.run.config
-
-    def fits(rows: NDArray[np.int8]) -> NDArray[np.bool_]:
-        return queue.memory_of(trained, rows, study.bits) <= study.memory_budget
-
-    def score(rows: NDArray[np.int8]) -> NDArray[np.float64]:
-        return scorer.score_population(rows, bank, images, scored, score=preset.score, chunk=chunk).scores
-
-    tables = []
-
-    def record(strategy: str, seed: int, rows: NDArray[np.int8], scores: Any, first: int = 1) -> None:
-        pairs = rows[:, None] if rows.ndim == 2 else rows
-        tables.append(
-            pl.DataFrame({
-                "strategy": [strategy] * len(rows),
-                "seed": np.full(len(rows), seed, np.int64),
-                "evaluation": np.arange(first, first + len(rows), dtype=np.int64),
-                "genotype": [" | ".join(space.explicit(cell) for cell in pair) for pair in pairs],
-                "score": np.asarray(scores, np.float64),
-                "memory_bytes": costs(trained, rows, study.bits).memory_bytes,
-            })
-        )  # fmt: skip
-
     job.say(f"{study.space} cells of sizes {study.kernel_set}, {study.budget} candidates a search, {study.seeds} seeds")
+    score, tables = scoring.score, []
     if study.space == "forward":
-        cells = space.enumerate()
-        cells = cells[fits(cells)]
-        if not len(cells):
-            raise tradeoff.NothingFitsError(
-                f"no cell fits --memory-budget {tradeoff.format_bytes(study.memory_budget)}"
-            )
-        known = _exhaustive(cells, score, ChunkStore(folder / "exhaustive", settings), 4 * chunk, job.say)
-        record("exhaustive", 0, cells, known)
-        by_row = {row.tobytes(): value for row, value in zip(cells, known, strict=True)}
+        tables.append(known := exhaustive(job, scoring, folder / "exhaustive"))
+        values = dict(zip(known["genotype"], known["score"], strict=True))
 
-        def look_up(rows: NDArray[np.int8]) -> NDArray[np.float64]:  # what `score` would give once more
-            return np.array([by_row[row.tobytes()] for row in rows])
-    else:
-        look_up = score
+        def score(rows: NDArray[np.int8]) -> NDArray[np.float64]:  # what it would give once more
+            return np.array([values[study.cell_space.explicit(row)] for row in rows])
+
     if study.cells == 1:
-        found = pruning.prune(
-            space,
-            lambda masks: pruning.score_supernets(masks, bank, images, scored, score=preset.score),
-            fits=fits,
-            folder=folder / "pruning",
-            settings=settings,
-            progress=lambda number, left: job.say(f"  pruning  round {number}, {left} operations to go"),
-        )
-        record("pruning", 0, found.cell[None], look_up(found.cell[None]), found.evaluations)
-    for seed in range(study.seeds):
-        key = jax.random.fold_in(job.key(_SEARCH_KEY), seed)
-        shared: dict[str, Any] = {
-            "budget": study.budget, "key": key, "cells": study.cells, "fits": fits, "settings": settings,
-        }  # fmt: skip
-        for strategy in ("evolution", "random"):
-            own: dict[str, Any] = {
-                "folder": folder / f"{strategy}-seed{seed}",
-                "progress": _progress_line(job.say, f"{strategy}, seed {seed}"),
-            }
-            if strategy == "evolution":
-                state = evolution.evolve(space, look_up, config=study.evolution, **shared, **own)
-            else:
-                own |= {"children": chunk, "retries": study.evolution.retries}
-                state = evolution.random_search(space, look_up, **shared, **own)
-            record(strategy, seed, state.rows, state.scores)
-    table = pl.concat(tables)
+        tables.append(pruned(job, scoring, score, folder / "pruning"))
+    table = pl.concat([*tables, searched(job, scoring, score, folder)])
     job.run.write_table("evaluations", table)
+    _write_page(job, scoring, table)
+    return table
+
+
+def _write_page(job: Job, scoring: Scoring, table: "pl.DataFrame") -> None:
+    """Figure, summary and report."""
+    study = scoring.study
+    sizes = f"C = {scoring.spec.channels}, B = {study.fidelity.batch}, T = {scoring.spec.time_steps}"
     title = (
-        f"{study.space} cells of sizes {','.join(map(str, study.kernel_set))}, {job.data.name}: {preset.score}, "
-        f"C = {scored.channels}, B = {study.fidelity.batch}, T = {scored.time_steps}, R = {study.fidelity.seeds}"
+        f"{study.space} cells of sizes {kernel_set_text(study.kernel_set)}, {job.data.name}: {scoring.name}, {sizes}, "
+        f"R = {study.fidelity.seeds}"
     )
     figures.progress_figure(table, job.run.folder("figures") / "progress.png", title)
     text = (
-        f"{job.data.source}\n\nAt most {tradeoff.format_bytes(study.memory_budget)} at {study.bits} bits and "
-        f"C = {preset.channels}; scored at C = {scored.channels}.\n\n"
+        f"{job.data.source}\n\nAt most {format_bytes(study.memory_budget)} at {study.bits} bits and "
+        f"C = {job.preset.channels}; scored at C = {scoring.spec.channels}.\n\n"
         "`scored` counts candidates; for pruning, supernets, each of which costs as much as several cells.\n\n"
     )
     if study.space == "two_cells":
         text += f"{two_cells_note(table)}\n\n"
-    summary = summarise(table)
+    summary = over_seeds(table)
     rows = [{k: v for k, v in row.items() if v == v and v not in (np.inf, -np.inf)} for row in summary.to_dicts()]
     job.run.update_summary(strategies=rows)  # JSON has no NaN and no infinity
     pages.write_report(job.run, [(title, text + summary_markdown(summary))])
-    return table
 
 
 def two_cells_note(table: "pl.DataFrame") -> str:
@@ -215,7 +268,7 @@ def two_cells_note(table: "pl.DataFrame") -> str:
     )
 
 
-def summarise(table: "pl.DataFrame") -> "pl.DataFrame":
+def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":
     """A row for each strategy: what its searches found, as mean and standard deviation over seeds.
 
     Args:
@@ -256,34 +309,3 @@ def summary_markdown(summary: "pl.DataFrame") -> str:
     text = [f"{m:.3f}" if np.isnan(s) else f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, sd, strict=True)]
     shown = summary.with_columns(pl.Series("best score", text)).drop("sd").rename({"best score": "best score ± sd"})
     return pages.markdown_table(shown, shown.columns)
-
-
-def _exhaustive(
-    rows: NDArray[np.int8],
-    score: evolution.ScoreRows,
-    store: ChunkStore,
-    chunk: int,
-    say: Callable[[str], None],
-) -> NDArray[np.float64]:
-    line, there, began, scored = _progress_line(say, "exhaustive"), store.done(), time.perf_counter(), 0
-    parts: list[NDArray[np.float64]] = []
-    for index, start in enumerate(range(0, len(rows), chunk)):
-        here = rows[start : start + chunk]
-        if index not in there:
-            store.save(index, scores=score(here))
-            scored += len(here)
-        parts.append(store.load(index)["scores"])
-        best = float(evolution.best_so_far(np.concatenate(parts))[-1])
-        line(queue.Progress(start + len(here), len(rows), time.perf_counter() - began, scored, best))
-    return np.concatenate(parts)
-
-
-def _progress_line(say: Callable[[str], None], name: str, every: float = 5.0) -> Callable[[queue.Progress], None]:
-    last = [time.perf_counter()]
-
-    def line(p: queue.Progress) -> None:
-        if p.done == p.total or time.perf_counter() - last[0] > every:
-            last[0] = time.perf_counter()
-            say(f"  {name}  {p.done}/{p.total}  {p.rate:.0f}/s  {p.left:.0f} s left  best {p.best:.2f}")
-
-    return line

@@ -10,19 +10,19 @@ Validation accuracy is what is compared. The test split is touched once for each
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.data import DATASETS
 from spikernel_jax.pipeline import trials
-from spikernel_jax.pipeline.job import Job, impact_genotypes, timed
+from spikernel_jax.pipeline.job import Job
+from spikernel_jax.pipeline.options import impact_genotypes
 from spikernel_jax.pipeline.presets import Preset
-from spikernel_jax.pipeline.trials import Trial, columns, interval, parameters_at, points, width_for
+from spikernel_jax.pipeline.trials import Trial
 from spikernel_jax.report import figures, pages
+from spikernel_jax.report.intervals import columns, interval, points
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.recipe import TrainConfig
@@ -43,7 +43,7 @@ class Network(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Study:
     """Which networks are compared.
 
     Attributes:
@@ -72,7 +72,7 @@ class Plan:
             yield from ((name, Network(k, channels), seed) for k, channels in widths.items())
 
 
-def make_plan(data: str, preset: Preset, recipe: str, parameters: int | None = None) -> Plan:
+def make_study(data: str, preset: Preset, recipe: str, parameters: int | None = None) -> Study:
     """Chooses all widths and checks the settings; no image is needed.
 
     Args:
@@ -82,7 +82,7 @@ def make_plan(data: str, preset: Preset, recipe: str, parameters: int | None = N
       parameters: of the reference; None takes those of kernel size 3 at the preset's width.
 
     Returns:
-      The plan.
+      The study.
 
     Raises:
       ValueError: one line on the first setting that is wrong.
@@ -93,24 +93,24 @@ def make_plan(data: str, preset: Preset, recipe: str, parameters: int | None = N
     if not 3 <= preset.seeds <= 1000:
         raise ValueError(f"--seeds {preset.seeds} must be from 3 to 1000: an interval needs a few trainings")
     space, genotypes = impact_genotypes(sizes, preset.impact_cell)
-    spec = preset.network(data, DATASETS[data].num_classes, space)
+    spec = preset.network(data, space)
     config = preset.training(data, recipe)
     cost.costs(spec, genotypes[REFERENCE][None], preset.bits)  # refuses bits
     if parameters is None:
-        parameters = parameters_at(spec, genotypes[REFERENCE], spec.channels)
+        parameters = cost.parameters_of(spec, genotypes[REFERENCE])
     elif not 1 <= parameters <= _MOST_PARAMETERS:
         raise ValueError(f"--parameters {parameters} must be from 1 to {_MOST_PARAMETERS}")
     equal = {}
     for k, genotype in genotypes.items():
         try:
-            equal[k] = width_for(spec, genotype, parameters)
+            equal[k] = cost.width_for(spec, genotype, parameters)
         except ValueError as error:
             raise ValueError(f"kernel size {k}: {error}; give more --parameters or --channels") from None
     widths = {WIDTH: dict.fromkeys(genotypes, spec.channels), PARAMETERS: equal}
-    return Plan(spec, config, genotypes, parameters, widths)
+    return Study(spec, config, genotypes, parameters, widths)
 
 
-def compare(job: Job, plan: Plan) -> "pl.DataFrame":
+def compare(job: Job, study: Study) -> "pl.DataFrame":
     """Trains every network over all seeds, goes on where a killed process stopped, and writes the result.
 
     Leaves ``tables/kernel_controlled.parquet`` (a row for each comparison, seed and kernel size),
@@ -119,7 +119,7 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
 
     Args:
       job: run folder, data, preset, seed, and the option `bits`.
-      plan: of `make_plan`, from the same preset.
+      study: of `make_study`, from the same preset.
 
     Returns:
       The table: `comparison`, `kernel_size`, `channels`, `seed`, `parameters`, `mismatch` (parameters over the
@@ -129,48 +129,47 @@ def compare(job: Job, plan: Plan) -> "pl.DataFrame":
     """
     import polars as pl
 
-    started = time.perf_counter()
     preset, run = job.preset, job.run
-    rows = list(plan.rows(job.seeds))
-    # Seed by seed, so that the time left rests on measurements of every network early on.
-    trainings = {
-        (seed, network): plan.trial(seed, network)
-        for seed, network in sorted({(seed, network) for _, network, seed in rows})
-    }
-    job.say(
-        f"{preset.impact_cell!r}: {len(trainings)} trainings of {preset.epochs} epochs; the reference has "
-        f"{plan.parameters:,} parameters"
-    )
-    for name, widths in plan.widths.items():
-        job.say(f"  {name}: " + ", ".join(f"{k}x{k} at C = {channels}" for k, channels in widths.items()))
-    clock = trials.Clock(trainings.values())
-    results = {
-        training: trials.run(job, trial, clock, f"{number}/{len(trainings)}")
-        for number, (training, trial) in enumerate(trainings.items(), start=1)
-    }
-    test = {training: trials.tested(job, trial) for training, trial in trainings.items()}
-    table = pl.DataFrame([
-        {
-            "comparison": name, "kernel_size": network.kernel_size, "channels": network.channels, "seed": seed,
-            "mismatch": results[seed, network]["parameters"] / plan.parameters - 1,
-            **results[seed, network], "test_accuracy": test[seed, network],
+    with job.step("kernel_controlled"):
+        rows = list(study.rows(job.seeds))
+        # Seed by seed, so that the time left rests on measurements of every network early on.
+        trainings = {
+            (seed, network): study.trial(seed, network)
+            for seed, network in sorted({(seed, network) for _, network, seed in rows})
         }
-        for name, network, seed in rows
-    ]).drop("diverged_epoch")  # fmt: skip
-    run.write_table("kernel_controlled", table)
-    summary = summarise(table)
-    run.update_summary(kernel_controlled=summary.to_dicts(), reference_parameters=plan.parameters)
-    title = (
-        f"Kernel size, {job.data.name}, {len(job.data.train.labels):,} training and "
-        f"{len(job.data.validation.labels):,} validation images, {preset.epochs} epochs"
-    )
-    figures.controlled_figure(table, run.folder("figures") / "kernel_controlled.png", title)
-    pages.write_report(run, _sections(job, plan, summary))
-    timed(job, "kernel_controlled", started)
+        job.say(
+            f"{preset.impact_cell!r}: {len(trainings)} trainings of {preset.epochs} epochs; the reference has "
+            f"{study.parameters:,} parameters"
+        )
+        for name, widths in study.widths.items():
+            job.say(f"  {name}: " + ", ".join(f"{k}x{k} at C = {channels}" for k, channels in widths.items()))
+        clock = trials.Clock(trainings.values())
+        results = {
+            training: trials.run(job, trial, clock, f"{number}/{len(trainings)}")
+            for number, (training, trial) in enumerate(trainings.items(), start=1)
+        }
+        test = {training: trials.tested(job, trial) for training, trial in trainings.items()}
+        table = pl.DataFrame([
+            {
+                "comparison": name, "kernel_size": network.kernel_size, "channels": network.channels, "seed": seed,
+                "mismatch": results[seed, network]["parameters"] / study.parameters - 1,
+                **results[seed, network], "test_accuracy": test[seed, network],
+            }
+            for name, network, seed in rows
+        ]).drop("diverged_epoch")  # fmt: skip
+        run.write_table("kernel_controlled", table)
+        summary = over_seeds(table)
+        run.update_summary(kernel_controlled=summary.to_dicts(), reference_parameters=study.parameters)
+        title = (
+            f"Kernel size, {job.data.name}, {len(job.data.train.labels):,} training and "
+            f"{len(job.data.validation.labels):,} validation images, {preset.epochs} epochs"
+        )
+        figures.controlled_figure(table, run.folder("figures") / "kernel_controlled.png", title)
+        pages.write_report(run, _sections(job, study, summary))
     return table
 
 
-def summarise(table: "pl.DataFrame") -> "pl.DataFrame":
+def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":
     """A row for each comparison and kernel size: statistics over seeds, and the paired difference to kernel size 3.
 
     Args:
@@ -244,15 +243,15 @@ def _kernel(row: dict[str, Any]) -> str:
     return "{0}x{0}".format(row["kernel_size"])
 
 
-def _sections(job: Job, plan: Plan, summary: "pl.DataFrame") -> list[tuple[str, str]]:
+def _sections(job: Job, study: Study, summary: "pl.DataFrame") -> list[tuple[str, str]]:
     preset = job.preset
     about = (
-        f"{job.data.source}\n\nCell `{preset.impact_cell}`, K in {', '.join(map(str, plan.genotypes))}, T = "
+        f"{job.data.source}\n\nCell `{preset.impact_cell}`, K in {', '.join(map(str, study.genotypes))}, T = "
         f"{preset.time_steps}, {preset.epochs} epochs, batch {preset.batch_size}, recipe "
-        f"{job.options['recipe']}, seed {job.seed}, n = {preset.seeds} trainings a network. K is the size of "
+        f"{job.options.recipe}, seed {job.seed}, n = {preset.seeds} trainings per network. K is the size of "
         f"the cells' convolutions alone: **stem and transition are 3x3 in all networks**. Equal width is C = "
-        f"{plan.spec.channels}; at equal parameters C comes "
-        f"nearest to {plan.parameters:,} parameters. A network in both comparisons is trained once."
+        f"{study.spec.channels}; at equal parameters C comes "
+        f"nearest to {study.parameters:,} parameters. A network in both comparisons is trained once."
     )
     accuracy = (
         "After the last epoch. Intervals are Student's t over seeds, 95 % each, not corrected for their number; "

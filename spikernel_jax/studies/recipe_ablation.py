@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.data import DATASETS
 from spikernel_jax.pipeline import trials
-from spikernel_jax.pipeline.job import Job, impact_genotypes
+from spikernel_jax.pipeline.job import Job
+from spikernel_jax.pipeline.options import impact_genotypes
 from spikernel_jax.pipeline.presets import Preset
-from spikernel_jax.pipeline.trials import Trial, columns, interval, parameters_at, points, width_for
+from spikernel_jax.pipeline.trials import Trial
 from spikernel_jax.report import pages
+from spikernel_jax.report.intervals import columns, interval, points
+from spikernel_jax.snn.cost import parameters_of, width_for
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.recipe import RECIPES, TrainConfig
 
@@ -136,7 +138,7 @@ class Base:
             spec = dataclasses.replace(self.spec, **{"neuron": neuron, **row.spec})
             genotype = self.genotypes[row.kernel_size]
             if row.as_large_as:
-                wanted = parameters_at(self.spec, self.genotypes[row.as_large_as], self.spec.channels)
+                wanted = parameters_of(self.spec, self.genotypes[row.as_large_as])
                 spec = dataclasses.replace(spec, channels=width_for(spec, genotype, wanted))
         except ValueError as error:
             raise ValueError(f"row {row.name}: {error}") from None
@@ -178,7 +180,7 @@ def make_base(data: str, preset: Preset, recipe: str) -> Base:
       recipe: a name in `recipe.RECIPES`.
     """
     space, genotypes = impact_genotypes((_KERNEL, 5), preset.impact_cell)
-    spec = preset.network(data, DATASETS[data].num_classes, space)
+    spec = preset.network(data, space)
     return Base(spec, preset.training(data, recipe), genotypes)
 
 
@@ -207,7 +209,7 @@ def ablate(job: Job, base: Base, rows: Sequence[Row], seeds: Sequence[int], dead
         trials.run(job, trial, clock, f"{number}/{len(wanted)}", keep_diverged=True)
         table = _gather(job, base)
         job.run.write_table("recipe_ablation", table)
-        pages.write_report(job.run, _sections(job, base, summarise(table), _missing(job, wanted)))
+        pages.write_report(job.run, _sections(job, base, over_seeds(table), _missing(job, wanted)))
     if missing := _missing(job, wanted):
         job.say(f"time is over with {len(missing)} of {len(wanted)} trainings missing: {_by_seed(missing)}")
     return table
@@ -239,7 +241,7 @@ def _gather(job: Job, base: Base) -> "pl.DataFrame":
     return pl.DataFrame(found, schema_overrides=types | {"diverged_epoch": pl.Int64} if found else None)
 
 
-def summarise(table: "pl.DataFrame") -> "pl.DataFrame":
+def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":
     """A line for each row: statistics over seeds, and the paired difference to the base.
 
     Args:
@@ -304,7 +306,7 @@ def _sections(job: Job, base: Base, summary: "pl.DataFrame", missing: Sequence[T
     config = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(base.config).items())
     about = (
         f"{job.data.source}\n\n{len(job.data.train.labels):,} training and {len(job.data.validation.labels):,} "
-        f"validation images; the test split is not touched. Base: recipe {job.options['recipe']} ({config}); cell "
+        f"validation images; the test split is not touched. Base: recipe {job.options.recipe} ({config}); cell "
         f"`{job.preset.impact_cell}` with K = {_KERNEL}, C = {spec.channels}, T = {spec.time_steps}, {spec.head} head, "
         f"stem stride {spec.stem_stride}.\n\n```sh\n" + "\n".join(commands) + "\n```\n\n"
         f"Python {where['python']}, {versions}; {where['platform']}, {where['cpus']} CPUs."

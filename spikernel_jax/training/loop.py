@@ -19,14 +19,13 @@ import numpy as np
 import optax
 
 from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
-from spikernel_jax.io import files
-from spikernel_jax.io.signals import StopRequest, stop_signals
+from spikernel_jax.io.signals import StopRequest
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, eval_logits, hashable
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 from spikernel_jax.training import recipe
-from spikernel_jax.training.checkpoint import training_checkpoints
 from spikernel_jax.training.devices import BATCH, devices_for, shared, to_all, to_one
+from spikernel_jax.training.keep import kept
 from spikernel_jax.training.recipe import TrainConfig
 
 Array = jax.Array
@@ -53,7 +52,7 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Recipe:
+class _Program:
     """What a training step is compiled for; seeds are not in it, so they share one program."""
 
     spec: NetworkSpec
@@ -73,25 +72,27 @@ class _Recipe:
         return to_all(self.devices, state)
 
 
-@functools.partial(jax.jit, static_argnames=("plan",), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("state",))
 def _train_steps(
-    plan: _Recipe, state: TrainState, key: Array, images: Array, labels: Array, chosen_SB: Array
+    program: _Program, state: TrainState, key: Array, images: Array, labels: Array, chosen_SB: Array
 ) -> tuple[TrainState, Array]:
     """Some steps; returns the new state and the mean losses, [S]."""
-    return jax.lax.scan(lambda state, chosen_B: _step(plan, state, key, images, labels, chosen_B), state, chosen_SB)
+    return jax.lax.scan(lambda state, chosen_B: _step(program, state, key, images, labels, chosen_B), state, chosen_SB)
 
 
 def _step(
-    plan: _Recipe, state: TrainState, key: Array, images: Array, labels: Array, chosen_B: Array
+    program: _Program, state: TrainState, key: Array, images: Array, labels: Array, chosen_B: Array
 ) -> tuple[TrainState, Array]:
-    config = plan.config
+    config = program.config
     drawn, mask = jax.random.split(jax.random.fold_in(key, state.step))
     y = labels[chosen_B]
-    x, targets_BK = recipe.inputs(config, drawn, images[chosen_B], y, plan.spec.num_classes, plan.mean, plan.std)
-    keep = network.dropout_mask(mask, plan.spec, len(chosen_B))
-    differentiated = shared(plan.devices, functools.partial(_differentiated, plan), whole=2, out=False)
+    x, targets_BK = recipe.inputs(
+        config, drawn, images[chosen_B], y, program.spec.num_classes, program.mean, program.std
+    )
+    keep = network.dropout_mask(mask, program.spec, len(chosen_B))
+    differentiated = shared(program.devices, functools.partial(_differentiated, program), whole=2, out=False)
     value, stats, right, grads = differentiated(state.params, state.stats, x, y, targets_BK, keep)
-    updates, moments = recipe.optimiser(config, plan.total_steps).update(grads, state.optimiser, state.params)
+    updates, moments = recipe.optimiser(config, program.total_steps).update(grads, state.optimiser, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     average = recipe.averaged(config, state.average, (params, stats), state.step) if config.ema else ()
     new = TrainState(params, stats, moments, average, state.step + 1, state.loss_sum + value, state.right + right)
@@ -99,15 +100,15 @@ def _step(
 
 
 def _differentiated(
-    plan: _Recipe, params: network.Params, stats: network.Stats, x: Array, y: Array, targets_BK: Array, keep: Any
+    program: _Program, params: network.Params, stats: network.Stats, x: Array, y: Array, targets_BK: Array, keep: Any
 ) -> tuple[Array, network.Stats, Array, network.Params]:
     """Mean loss, running statistics, images classified rightly and gradients, of the batch, from a device's part."""
-    spike_dtype = jnp.bfloat16 if plan.config.precision == "bfloat16" else None
+    spike_dtype = jnp.bfloat16 if program.config.precision == "bfloat16" else None
 
     def loss(params: network.Params) -> Any:
         out = network.apply(
-            plan.spec,
-            plan.genotype,
+            program.spec,
+            program.genotype,
             params,
             x,
             stats=stats,
@@ -117,7 +118,7 @@ def _differentiated(
             axis_name=BATCH,
         )
         right = (out.logits_BK.argmax(-1) == y).sum(dtype=jnp.int32)
-        return recipe.loss(plan.config, out.logits_TBK, targets_BK), (out.stats, right)
+        return recipe.loss(program.config, out.logits_TBK, targets_BK), (out.stats, right)
 
     (value, (stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     value, grads = jax.lax.pmean((value, grads), BATCH)
@@ -231,10 +232,10 @@ def train(
         raise ValueError(f"folder={folder}: {jax.process_count()} processes train together without one; give None")
     steps = len(data.train.labels) // config.batch_size
     devices = devices_for(config.batch_size)
-    plan = _Recipe(spec, codes, config, config.epochs * steps, data.mean, data.std, devices)
+    program = _Program(spec, codes, config, config.epochs * steps, data.mean, data.std, devices)
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
-    state = plan.start(init_key)
+    state = program.start(init_key)
     settings = {
         "spec": spec_to_json(spec),
         "genotype": np.asarray(codes).tolist(),
@@ -244,46 +245,22 @@ def train(
         "train_digest": _digest(data.train),
     }
     fingerprint = json.loads(json.dumps(settings))  # as JSON gives it back
-    work = _Work(plan, data, order_key, step_key)
-    if folder is None:
-        last = {}
-        for epoch in range(config.epochs):
-            state = work.epoch(state, epoch)
-            last = work.metrics(state, epoch)
-            if progress:
-                progress(last)
-        return work.model(state, last | settings)
-
-    log = Path(folder) / "metrics.jsonl"
-    with training_checkpoints(Path(folder) / "state", fingerprint) as checkpoints, stop_signals() as stop:
-        step, state = checkpoints.restore(to_one(state), say)
-        if step < plan.total_steps:
-            checkpoints.check_room(state)
-        state = to_all(devices, state)
-        files.truncate_jsonl(log, lambda record: _epoch_of(record, log) <= step // steps)
-        for epoch in range(step // steps, config.epochs):
+    running = _Running(program, data, order_key, step_key)
+    last: dict[str, Any] = {}
+    with kept(None if folder is None else Path(folder), fingerprint, devices, say) as keeper:
+        state = keeper.restore(state, steps, program.total_steps)
+        for epoch in range(int(state.step) // steps, config.epochs):
             try:
-                state = work.epoch(state, epoch, stop)
+                state = running.epoch(state, epoch, keeper.stop)
             except TrainingDivergedError as error:
-                saved = f"step {checkpoints.last}" if checkpoints.last else "none"
-                raise TrainingDivergedError(f"{error}; last checkpoint: {saved} in {folder}") from None
+                raise TrainingDivergedError(f"{error}{keeper.last_saved}") from None
             if int(state.step) == (epoch + 1) * steps:
-                files.append_jsonl(log, record := work.metrics(state, epoch))
+                keeper.log(last := running.metrics(state, epoch))
                 if progress:
-                    progress(record)
-            checkpoints.save(int(state.step), to_one(state))
-            stop.check()
-    records = files.read_jsonl(log) if log.exists() else []
-    if not records or _epoch_of(records[-1], log) != config.epochs:
-        raise ValueError(f"{log} has no metrics of the last epoch, {config.epochs}: remove {folder} to train again")
-    return work.model(state, records[-1] | settings)
-
-
-def _epoch_of(record: dict[str, Any], log: Path) -> int:
-    """The epoch of a line of metrics."""
-    if not isinstance(epoch := record.get("epoch"), int):
-        raise ValueError(f"{log} has a line without an epoch: remove {log.parent} to train again")
-    return epoch
+                    progress(last)
+            keeper.save(int(state.step), state)
+        last = last or keeper.logged(config.epochs)
+    return running.model(state, last | settings)
 
 
 def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
@@ -306,34 +283,34 @@ def _steps_a_call(steps: int) -> int:
     return next(number for number in range(min(most, steps), 0, -1) if steps % number == 0)
 
 
-class _Work:
+class _Running:
     """One training: its data on the devices, epoch by epoch."""
 
-    def __init__(self, plan: _Recipe, data: Dataset, order_key: Array, step_key: Array):
-        self._plan, self._data, self._order_key, self._step_key = plan, data, order_key, step_key
-        self._images, self._labels = to_all(plan.devices, (data.train.images, data.train.labels))
+    def __init__(self, program: _Program, data: Dataset, order_key: Array, step_key: Array):
+        self._program, self._data, self._order_key, self._step_key = program, data, order_key, step_key
+        self._images, self._labels = to_all(program.devices, (data.train.images, data.train.labels))
         self._started = time.perf_counter()
 
     def model(self, state: TrainState, metrics: dict[str, Any]) -> Model:
         """What the state is worth: its moving average, where the recipe has one."""
-        plan = self._plan
+        program = self._program
         params, stats = to_one(state.average or (state.params, state.stats))
-        return Model(plan.spec, plan.genotype, params, stats, plan.mean, plan.std, metrics)
+        return Model(program.spec, program.genotype, params, stats, program.mean, program.std, metrics)
 
     def epoch(self, state: TrainState, epoch: int, stop: StopRequest | None = None) -> TrainState:
         """The state after an epoch that may have begun already, or where it was told to stop."""
         self._started = time.perf_counter()
-        plan, size = self._plan, self._plan.config.batch_size
+        program, size = self._program, self._program.config.batch_size
         order = np.asarray(epoch_batches(jax.random.fold_in(self._order_key, epoch), len(self._labels), size))
         begun = int(state.step) - epoch * len(order)
         if not begun:
-            zeros = to_all(plan.devices, (jnp.float32(0), jnp.int32(0)))
+            zeros = to_all(program.devices, (jnp.float32(0), jnp.int32(0)))
             state = dataclasses.replace(state, loss_sum=zeros[0], right=zeros[1])
         together = _steps_a_call(len(order))
         losses: list[Array] = []
         for first in range(begun, len(order), together):
             chosen_SB = order[first : first + together]
-            state, values = _train_steps(plan, state, self._step_key, self._images, self._labels, chosen_SB)
+            state, values = _train_steps(program, state, self._step_key, self._images, self._labels, chosen_SB)
             losses.append(values)
             if len(losses) > 1 and not np.isfinite(losses[-2]).all():  # a call late: the device never waits
                 break
@@ -343,7 +320,7 @@ class _Work:
         return state
 
     def _check_finite(self, state: TrainState, epoch: int, losses: list[float], first_step: int) -> None:
-        remedy = f"lower learning_rate={self._plan.config.learning_rate}, or check the images"
+        remedy = f"lower learning_rate={self._program.config.learning_rate}, or check the images"
         for index, value in enumerate(losses):
             if not math.isfinite(value):
                 raise TrainingDivergedError(
@@ -361,7 +338,7 @@ class _Work:
         return {
             "epoch": epoch + 1,
             "train_loss": float(state.loss_sum) / steps,
-            "train_accuracy": int(state.right) / (steps * self._plan.config.batch_size),
+            "train_accuracy": int(state.right) / (steps * self._program.config.batch_size),
             "validation_accuracy": evaluate(self.model(state, {}), self._data.validation),
             "seconds": round(seconds, 3),
         }

@@ -60,7 +60,7 @@ class TrainConfig:
 
     Attributes:
       epochs: passes over the training images.
-      batch_size: images a step.
+      batch_size: images per step.
       learning_rate: the largest of the schedule.
       final_fraction: of the learning rate, where the cosine ends.
       momentum: of SGD; Adam's first and Muon's beta.

@@ -60,7 +60,7 @@ def job(seconds: float = 0.0, **changes: Any) -> dict[str, Any]:
 
 def expected() -> scorer.Scores:
     total = ROWS.sum(1)
-    return scorer.summarise(np.sin(total[:, None] + 100.0 * np.arange(SEEDS)), ROWS[:, 0].astype(np.int64))
+    return scorer.over_replicates(np.sin(total[:, None] + 100.0 * np.arange(SEEDS)), ROWS[:, 0].astype(np.int64))
 
 
 def member(index: str, port: str, folder: str, seconds: str, seed: str = "0") -> None:
@@ -73,10 +73,10 @@ def member(index: str, port: str, folder: str, seconds: str, seed: str = "0") ->
     try:
         with processes.session():
             if not processes.first:
-                print(json.dumps({"units": queue.score_share(**given)}))
+                print(json.dumps({"units": queue.score_share(queue.Units(**given))}))
                 return
             seen: list[queue.Progress] = []
-            scores = queue.score_in_chunks(**given, progress=seen.append)
+            scores = queue.score_units(queue.Units(**given), progress=seen.append)
     except ValueError as error:
         print(json.dumps({"error": str(error)}))
         return
@@ -145,7 +145,7 @@ def test_alone_everything_is_immediate(tmp_path):
         ALONE.tell("x", 1)
         take = ALONE.counter("units")
         assert [take(2), take(3), take(1)] == [0, 2, 5]
-        scores = queue.score_in_chunks(folder=tmp_path / "store", **job())
+        scores = queue.score_units(queue.Units(folder=tmp_path / "store", **job()))
     for got, want in zip(scores, expected(), strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -232,7 +232,7 @@ def test_bad_options_are_one_line(options, words, monkeypatch):
 
 def test_units_are_shared_without_overlap():
     """Processes of different numbers of lanes, in turns, from one counter."""
-    work = [queue._Work(**job(), folder=Path()) for _ in range(3)]
+    work = [queue.Units(**job(), folder=Path()) for _ in range(3)]
     for one, lanes in zip(work, (1, 2, 5), strict=True):
         one.scorer = Lanes(lanes)
     undone = [unit for unit in range(UNITS) if unit % 7]
@@ -260,7 +260,7 @@ def test_two_processes_give_the_bits_of_one(start, tmp_path):
     assert result["lost"] == []
     assert_whole(result, tmp_path / "store")
     before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
-    again = queue.score_in_chunks(folder=tmp_path / "store", **job())  # a folder of two is a folder of one
+    again = queue.score_units(queue.Units(folder=tmp_path / "store", **job()))  # a folder of two is a folder of one
     np.testing.assert_array_equal(again.replicates, expected().replicates)
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
 
@@ -301,7 +301,7 @@ def test_a_process_with_other_inputs_scores_nothing(start, tmp_path):
 
 
 def test_an_error_of_the_first_reaches_the_others(start, tmp_path):
-    queue.score_in_chunks(folder=tmp_path / "store", **job())
+    queue.score_units(queue.Units(folder=tmp_path / "store", **job()))
     path = tmp_path / "store" / "chunk-000004.npz"
     path.write_bytes(path.read_bytes()[:50])
     first, second = start(0.02)

@@ -20,7 +20,7 @@ import pytest
 from spikernel_jax.io import files, run_folder
 from spikernel_jax.io.files import append_jsonl, read_jsonl, truncate_jsonl
 from spikernel_jax.io.run_folder import RunFolder
-from spikernel_jax.io.store import ChunkStore
+from spikernel_jax.io.store import ResultStore
 
 CONFIG = {"sizes": (1, 3), "train": {"epochs": 3, "lr": 0.1}, "out": Path("runs") / "a"}
 ROOT = Path(__file__).resolve().parents[2]
@@ -354,31 +354,31 @@ def test_truncate_jsonl_drops_what_came_after_the_checkpoint(tmp_path):
 # Chunks
 
 
-def test_chunks_round_trip(tmp_path):
-    store = ChunkStore(tmp_path / "chunks", {"cells": (1, 2), "seed": 0})
+def test_pieces_round_trip(tmp_path):
+    store = ResultStore(tmp_path / "chunks", {"cells": (1, 2), "seed": 0})
     assert store.done() == set()
     store.save(3, score=np.array([1.0, np.nan, -np.inf]), name=np.array(["a", "bc"]), index=np.int64(7))
     store.save(1_234_567, a=np.zeros((2, 0), np.float32))
-    again = ChunkStore(tmp_path / "chunks", {"cells": [1, 2], "seed": 0})
+    again = ResultStore(tmp_path / "chunks", {"cells": [1, 2], "seed": 0})
     assert again.done() == {3, 1_234_567}
-    chunk = again.load(3)
-    np.testing.assert_array_equal(chunk["score"], [1.0, np.nan, -np.inf])
-    assert chunk["name"].tolist() == ["a", "bc"]
-    assert chunk["index"] == 7
+    piece = again.load(3)
+    np.testing.assert_array_equal(piece["score"], [1.0, np.nan, -np.inf])
+    assert piece["name"].tolist() == ["a", "bc"]
+    assert piece["index"] == 7
     assert again.load(1_234_567)["a"].shape == (2, 0)
 
 
-def test_chunks_of_two_computations_do_not_mix(tmp_path):
-    ChunkStore(tmp_path / "c", {"seed": 0, "score": {"form": "paper"}}).save(0, a=1)
+def test_pieces_of_two_computations_do_not_mix(tmp_path):
+    ResultStore(tmp_path / "c", {"seed": 0, "score": {"form": "paper"}}).save(0, a=1)
     with pytest.raises(ValueError, match=r'score\.form: "paper" there, "code" here') as error:
-        ChunkStore(tmp_path / "c", {"seed": 0, "score": {"form": "code"}})
+        ResultStore(tmp_path / "c", {"seed": 0, "score": {"form": "code"}})
     one_line(error)
     (tmp_path / "c" / "fingerprint.json").write_text("{")
     with pytest.raises(ValueError, match=r"fingerprint\.json is damaged"):
-        ChunkStore(tmp_path / "c", {"seed": 0})
+        ResultStore(tmp_path / "c", {"seed": 0})
     (tmp_path / "c" / "fingerprint.json").unlink()
     with pytest.raises(ValueError, match=r"no fingerprint\.json"):
-        ChunkStore(tmp_path / "c", {"seed": 0})
+        ResultStore(tmp_path / "c", {"seed": 0})
 
 
 def test_join_waits_for_what_the_first_process_makes(tmp_path, monkeypatch):
@@ -387,7 +387,7 @@ def test_join_waits_for_what_the_first_process_makes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"seed: absent there, 1 here"):
         RunFolder.join(run.path, {**CONFIG, "seed": 1}, run.state())
     with pytest.raises(ValueError, match="holds results of another computation"):
-        ChunkStore.join(ChunkStore(tmp_path / "c", {"seed": 0}).folder, {"seed": 1})
+        ResultStore.join(ResultStore(tmp_path / "c", {"seed": 0}).folder, {"seed": 1})
     state = run.state()
     RunFolder.create(run.path, CONFIG)
     monkeypatch.setattr(files, "_SHARED_SECONDS", 0.2)
@@ -396,12 +396,12 @@ def test_join_waits_for_what_the_first_process_makes(tmp_path, monkeypatch):
         RunFolder.join(run.path, CONFIG, state)  # a copy on this host that an earlier start left, say
     one_line(error)
     with pytest.raises(ValueError, match=r"fingerprint\.json, .* is not seen here"):
-        ChunkStore.join(tmp_path / "absent", {})
+        ResultStore.join(tmp_path / "absent", {})
     assert contents(tmp_path) == before
 
 
-def test_a_damaged_chunk_is_named(tmp_path):
-    store = ChunkStore(tmp_path / "c", {})
+def test_a_damaged_piece_is_named(tmp_path):
+    store = ResultStore(tmp_path / "c", {})
     store.save(0, a=np.arange(1000), b=np.ones(5))
     path = tmp_path / "c" / "chunk-000000.npz"
     whole = path.read_bytes()
@@ -413,12 +413,12 @@ def test_a_damaged_chunk_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"chunk-000000\.npz is damaged .* computed again") as error:
             store.load(0)
         one_line(error)
-    with pytest.raises(ValueError, match=r"chunk 5 has not been computed"):
+    with pytest.raises(ValueError, match=r"piece 5 has not been computed"):
         store.load(5)
 
 
-def test_no_flipped_bit_of_a_chunk_goes_unseen(tmp_path):
-    store = ChunkStore(tmp_path, {})
+def test_no_flipped_bit_of_a_piece_goes_unseen(tmp_path):
+    store = ResultStore(tmp_path, {})
     arrays = {"score": np.arange(6, dtype=np.float32).reshape(2, 3), "name": np.array(["a", "bc"])}
     store.save(0, **arrays)
     path = tmp_path / "chunk-000000.npz"
@@ -430,18 +430,18 @@ def test_no_flipped_bit_of_a_chunk_goes_unseen(tmp_path):
             broken = bytearray(whole)
             broken[flip // 8] ^= 1 << flip % 8
             path.write_bytes(broken)
-            chunk = None
+            piece = None
             with contextlib.suppress(ValueError):  # any other type of error is a failure
-                chunk = store.load(0)
-            if chunk is not None:  # it was a date, say
-                assert chunk.keys() == arrays.keys()
+                piece = store.load(0)
+            if piece is not None:  # it was a date, say
+                assert piece.keys() == arrays.keys()
                 for name, array in arrays.items():
-                    assert chunk[name].dtype == array.dtype
-                    np.testing.assert_array_equal(chunk[name], array)
+                    assert piece[name].dtype == array.dtype
+                    np.testing.assert_array_equal(piece[name], array)
 
 
 def test_a_chunk_with_other_arrays_or_of_an_earlier_version(tmp_path):
-    store = ChunkStore(tmp_path, {})
+    store = ResultStore(tmp_path, {})
     store.save(0, a=np.arange(4))
     path = tmp_path / "chunk-000000.npz"
     with np.load(path) as archive:
@@ -472,7 +472,7 @@ def test_a_chunk_with_other_arrays_or_of_an_earlier_version(tmp_path):
     ],
 )
 def test_chunks_that_would_not_come_back_are_refused(tmp_path, index, arrays):
-    store = ChunkStore(tmp_path / "c", {})
+    store = ResultStore(tmp_path / "c", {})
     with pytest.raises(ValueError, match=r"index is 0 or more|cannot store array"):
         store.save(index, **arrays)
     assert store.done() == set()
@@ -519,7 +519,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from spikernel_jax.io.store import ChunkStore
+from spikernel_jax.io.store import ResultStore
 from spikernel_jax.io.files import append_jsonl, read_jsonl
 from spikernel_jax.io.run_folder import RunFolder
 
@@ -528,7 +528,7 @@ metrics = run.path / "metrics.jsonl"
 moments = random.Random(0)
 
 def write():
-    store = ChunkStore(run.path / "chunks", {"seed": 0})
+    store = ResultStore(run.path / "chunks", {"seed": 0})
     for index in range(1_000_000):
         store.save(index % 40, a=np.full(100_000, index), b=np.full(1000, -index))
         run.update_summary(step=index, padding="x" * 50_000, seconds={str(index % 7): 1.0})
@@ -541,11 +541,11 @@ for _ in range(12):
     time.sleep(moments.uniform(0.02, 0.12))
     os.kill(writer, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == -signal.SIGKILL
-    store = ChunkStore(run.path / "chunks", {"seed": 0})
+    store = ResultStore(run.path / "chunks", {"seed": 0})
     for index in store.done():
-        chunk = store.load(index)
-        assert (chunk["a"] == np.full(100_000, chunk["a"][0])).all()
-        assert (chunk["b"] == np.full(1000, -chunk["a"][0])).all()
+        piece = store.load(index)
+        assert (piece["a"] == np.full(100_000, piece["a"][0])).all()
+        assert (piece["b"] == np.full(1000, -piece["a"][0])).all()
     if (run.path / "summary.json").exists():
         assert len(run.read_json("summary.json")["padding"]) == 50_000
     if metrics.exists():
@@ -565,8 +565,8 @@ def test_kill_9_leaves_only_whole_results(tmp_path):
 
 KILLED_BEFORE_MOVING = """
 import os, signal, sys
-from spikernel_jax.io.store import ChunkStore
-store = ChunkStore(sys.argv[1], {})
+from spikernel_jax.io.store import ResultStore
+store = ResultStore(sys.argv[1], {})
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 store.save(0, a=[1, 2, 3])
 """
@@ -577,7 +577,7 @@ def test_kill_9_between_writing_and_moving(tmp_path):
         process.wait()
     assert process.returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob(".chunk-000000.npz.*.tmp"))) == 1
-    store = ChunkStore(tmp_path, {})
+    store = ResultStore(tmp_path, {})
     assert store.done() == set()
     store.save(0, a=[4])
     assert store.load(0)["a"].tolist() == [4]

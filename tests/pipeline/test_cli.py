@@ -89,7 +89,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("explore", ["--sets", "2,3"], "odd"),
         ("explore", ["--sets", "1,x"], "--sets '1,x'"),
         ("explore", ["--sets", ""], "--sets ''"),
-        ("explore", ["--sets", "3,3"], "increasing"),
+        ("explore", ["--sets", "3,3"], "want different odd sizes"),
         ("explore", ["--cell", "0>1:convK 1>4:skip 0>3:skip"], "1>4"),
         ("kernel_impact", ["--cell", "hello"], "hello"),
         ("kernel_impact", ["--cell", "0>1:convK"], "0>1:conv"),
@@ -106,7 +106,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("explore", ["--samples", "0"], "--samples 0"),
         ("explore", ["--kernel-sizes", "3"], "one size makes no pairs"),
         ("explore", ["--sets", "1,3", "3,1"], "comes twice"),
-        ("explore", ["--sets", "3,5", "--kernel-sizes", "1", "3"], "--kernel-sizes [1, 3] lacks [5]"),
+        ("explore", ["--sets", "3,5", "--kernel-sizes", "1", "3"], "--sets 3,5: --kernel-sizes 1 3 lacks 5"),
         ("explore", ["--memory-budget", ""], "'' is not an amount of memory"),
         ("explore", ["--memory-budget", "100B"], "the smallest takes"),
         ("search", [], "kernel_impact.py"),
@@ -165,9 +165,9 @@ def test_a_preset_that_does_not_fit_the_data(change, words, refused, tmp_path, m
 def made(tmp_path) -> Path:
     """A run folder as the steps leave it, its numbers made up."""
     job = job_module.open_job(
-        tmp_path / "run", data=None, preset="smoke", seed=None, data_dir=None, options={}, say=lambda _: None
+        tmp_path / "run", data=None, preset="smoke", seed=None, data_dir=None, given={}, say=lambda _: None
     )
-    spec = job.preset.network("mnist5k", 10, CellSpace((1, 3)))
+    spec = job.preset.network("mnist5k", CellSpace((1, 3)))
     genotype = tuple(spec.space.parse(CELL).tolist())
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), spec, genotype))
     params, stats = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape), shapes)
@@ -360,15 +360,18 @@ def test_a_script_restarts_once_for_huge_pages_and_keeps_its_arguments(tmp_path)
         "@dataclasses.dataclass(frozen=True)\n"
         "class Options:\n"
         "    word: str\n"
+        "    huge_pages: bool = True\n"
         "def body(options):\n"
-        "    print(options.word, os.getpid(), os.environ['GLIBC_TUNABLES'])\n"
+        "    print(options.word, os.getpid(), os.environ.get('GLIBC_TUNABLES'))\n"
         "cli.main(Options, body, '')\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    for given, there in ((None, machine._HUGE_PAGES), ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0")):
+    theirs = "glibc.malloc.hugetlb=0"
+    cases = ((None, [], machine._HUGE_PAGES), (theirs, [], theirs), (None, ["--no-huge-pages"], "None"))
+    for given, more, there in cases:
         changed = environment | {"PYTHONPATH": str(EXPERIMENTS.parent)} | ({"GLIBC_TUNABLES": given} if given else {})
         with subprocess.Popen(
-            [sys.executable, script, "--word", "a b"], env=changed, stdout=subprocess.PIPE, text=True
+            [sys.executable, script, "--word", "a b", *more], env=changed, stdout=subprocess.PIPE, text=True
         ) as process:
             out, _ = process.communicate(timeout=100)
         assert out.split() == ["a", "b", str(process.pid), there]

@@ -5,21 +5,21 @@ import pytest
 
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import DATASETS
-from spikernel_jax.pipeline.presets import PRESETS, get_preset
-from spikernel_jax.pipeline.tradeoff import parse_bytes
+from spikernel_jax.io.units import parse_bytes
+from spikernel_jax.pipeline.presets import OWN, PRESETS, get_preset
 from spikernel_jax.snn.cost import costs
 from spikernel_jax.training.recipe import DEFAULT_RECIPE, RECIPES, TrainConfig
 
 
 def test_every_data_set_has_presets():
-    assert PRESETS.keys() == DATASETS.keys()
+    assert PRESETS.keys() == {*DATASETS, OWN}
 
 
-@pytest.mark.parametrize(("data", "name"), [(data, name) for data in PRESETS for name in PRESETS[data]])
+@pytest.mark.parametrize(("data", "name"), [(data, name) for data in DATASETS for name in PRESETS[data]])
 def test_a_third_of_the_cells_of_each_preset_fit_its_budget(data, name):
     preset = get_preset(data, name)
     space = CellSpace((1, 3))
-    spec = preset.network(data, DATASETS[data].num_classes, space)
+    spec = preset.network(data, space)
     memory = costs(spec, space.enumerate(), preset.bits).memory_bytes
     assert np.mean(memory <= parse_bytes(preset.memory_budget)) > 1 / 3
     assert preset.training(data, DEFAULT_RECIPE).flip == DATASETS[data].flip

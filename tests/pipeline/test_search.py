@@ -8,7 +8,7 @@ import pytest
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import search
 from spikernel_jax.scoring.fidelity import FIDELITIES, Fidelity
-from spikernel_jax.scoring.scorer import summarise
+from spikernel_jax.scoring.scorer import over_replicates
 from spikernel_jax.snn.spec import NetworkSpec
 
 SPACE = CellSpace((1, 3, 5))
@@ -54,7 +54,7 @@ def test_a_set_without_finite_scores_sends_nobody():
 
 def test_the_winner_is_the_best_at_the_highest_fidelity_that_has_one_of_the_set():
     def rung(name: str, at: list[int], scores: list[float]) -> search.Rung:
-        return search.Rung(name, np.array(at), summarise(np.array(scores)[:, None], np.ones(len(at), np.int64)))
+        return search.Rung(name, np.array(at), over_replicates(np.array(scores)[:, None], np.ones(len(at), np.int64)))
 
     rungs = [
         rung("low", [0, 1, 2, 3, 4, 5], [9.0, 1.0, 2.0, 3.0, 8.0, 7.0]),

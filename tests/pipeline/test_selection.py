@@ -16,8 +16,10 @@ import pytest
 
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Split
-from spikernel_jax.pipeline import baselines, presets, search, steps, trials
+from spikernel_jax.pipeline import baselines, impact, kernel_sets, presets, search, trials
+from spikernel_jax.pipeline.finalists import train_finalists
 from spikernel_jax.pipeline.job import Job, open_job
+from spikernel_jax.pipeline.tradeoff import choose_model
 from spikernel_jax.search import queue
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model
@@ -64,15 +66,15 @@ def job(tmp_path, monkeypatch) -> Job:
     )  # fmt: skip
     made = open_job(
         tmp_path / "run", data="mnist5k", preset="smoke", seed=None, data_dir=None, say=lambda _: None,
-        options={"strategy": "random", "samples": 12},
+        given={"strategy": "random", "samples": 12},
     )  # fmt: skip
     return dataclasses.replace(made, data=dataclasses.replace(made.data, test=Untouchable()))
 
 
 def test_impact_sets_and_search_never_look_at_test_images(job):
-    impact = steps.impact(job)
-    assert impact["accuracy"].to_list() == pytest.approx([0.42, 0.421, 0.46, 0.461])
-    found = search.search_sets(job, steps.kernel_sets(job))
+    table = impact.measure_impact(job)
+    assert table["accuracy"].to_list() == pytest.approx([0.42, 0.421, 0.46, 0.461])
+    found = search.search_sets(job, kernel_sets.choose_sets(job))
     assert found["finalist"].sum() == 2
 
 
@@ -95,8 +97,8 @@ def test_scores_come_from_training_images(job):
 
 
 def test_the_choice_goes_by_validation_where_test_says_the_reverse(job, monkeypatch):
-    steps.impact(job)
-    search.search_sets(job, steps.kernel_sets(job))
+    impact.measure_impact(job)
+    search.search_sets(job, kernel_sets.choose_sets(job))
     evaluated = []
 
     def reversed_order(model: Model, split: Split) -> float:
@@ -106,12 +108,12 @@ def test_the_choice_goes_by_validation_where_test_says_the_reverse(job, monkeypa
     monkeypatch.setattr(trials, "evaluate", reversed_order)
     test = Split(np.zeros((2, 28, 28, 1), np.uint8), np.zeros(2, np.int32))
     job = dataclasses.replace(job, data=dataclasses.replace(job.data, test=test))
-    finalists = steps.train_finalists(job)
-    steps.train_baselines(job)
+    finalists = train_finalists(job)
+    baselines.train_baselines(job)
     assert all(split is test for split in evaluated)
     trained = len(list(job.run.path.glob("trainings/*/test.json")))
     assert len(evaluated) == trained  # once for each trained network
-    steps.choose_model(job)
+    choose_model(job)
     chosen = job.run.read_json("summary.json")["chosen"]
     mean = finalists.group_by("name").agg(pl.col("validation_accuracy").mean(), pl.col("test_accuracy").mean())
     assert len(mean) == 2
@@ -133,10 +135,10 @@ def test_random_baselines_depend_on_the_seed_alone(job):
     other = baselines.cells(dataclasses.replace(job, seed=1), finalists)
     assert any((first[name].row != other[name].row).any() for name in ("random-a", "random-b"))
     assert set(first) == {"random-a", "random-b", "snasnet"}
-    spec = job.preset.network("mnist5k", 10, CellSpace((1, 3)))
+    spec = job.preset.network("mnist5k", CellSpace((1, 3)))
     drawn = [baselines.cells(dataclasses.replace(job, seed=s), finalists)["random-a"].row for s in range(60)]
     listed = CellSpace((1, 3)).enumerate()
-    fitting = listed[queue.memory_of(spec, listed, 8) <= job.options["memory_budget"]]
+    fitting = listed[queue.memory_of(spec, listed, 8) <= job.options.memory_budget]
     places = [int(np.flatnonzero((fitting == row).all(1))[0]) for row in drawn]  # each fits
     assert 0.35 < np.mean(places) / len(fitting) < 0.65  # and they come from everywhere
     assert len(set(places)) > 50

@@ -15,7 +15,7 @@ from spikernel_jax import make_bank, score_population
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.scoring import engine
 from spikernel_jax.scoring import scorer as scorers
-from spikernel_jax.scoring.scorer import paired_standard_errors, summarise
+from spikernel_jax.scoring.scorer import over_replicates, paired_standard_errors
 from spikernel_jax.scoring.scores import get_score, spike_terms
 from spikernel_jax.snn import network
 from spikernel_jax.snn.neurons import NeuronSpec
@@ -215,7 +215,7 @@ def test_noise_common_to_all_candidates_leaves_paired_errors_alone():
     noisy = own + 100 * RNG.normal(size=4)
     calls = np.ones(5, np.int64)
     np.testing.assert_allclose(paired_standard_errors(noisy), paired_standard_errors(own), rtol=1e-9)
-    assert (summarise(noisy, calls).standard_errors > 10 * summarise(own, calls).standard_errors).all()
+    assert (over_replicates(noisy, calls).standard_errors > 10 * over_replicates(own, calls).standard_errors).all()
 
 
 @pytest.mark.parametrize("values", [np.ones((3, 1)), np.full((2, 3), -np.inf)])

@@ -84,7 +84,7 @@ def arguments(scorer: type[OneLane] = TwoLanes, **changes: Any) -> dict[str, Any
 
 
 def job(folder: Path, progress: Any = None, **changes: Any) -> Scores:
-    return queue.score_in_chunks(folder=folder, progress=progress, **arguments(**changes))
+    return queue.score_units(queue.Units(folder=folder, **arguments(**changes)), progress=progress)
 
 
 def test_exhaustive_candidates_are_the_sets_own_cells():
@@ -211,14 +211,14 @@ def test_one_lane_gives_the_bits_of_two_in_the_same_files(finished, tmp_path):
 
 def test_a_call_holds_one_replicate_and_the_next_one_runs_before_results_are_written(tmp_path, monkeypatch):
     given, running = arguments(rows=queue.candidates(SPACE, (3,))[: 2 * CHUNK + 3]), []  # three chunks, one short
-    scorer, save = given["scorer"], queue.ChunkStore.save
+    scorer, save = given["scorer"], queue.ResultStore.save
 
     def saving(store, index, /, **arrays):
         running.append(scorer.running)
         save(store, index, **arrays)
 
-    monkeypatch.setattr(queue.ChunkStore, "save", saving)
-    queue.score_in_chunks(folder=tmp_path / "store", **given)
+    monkeypatch.setattr(queue.ResultStore, "save", saving)
+    queue.score_units(queue.Units(folder=tmp_path / "store", **given))
     # Six units in calls of two: the second would hold the end of replicate 0 and the start of replicate 1.
     assert scorer.calls == [(0, [CHUNK, CHUNK]), (0, [3]), (1, [CHUNK]), (1, [CHUNK, 3])]
     assert running == [1, 1, 1, 1, 0, 0]
@@ -242,7 +242,7 @@ def test_an_empty_job_is_refused_and_nothing_written(name, tmp_path):
     given = arguments()
     given[name] = given["rows"][:0] if name == "rows" else 0
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
-        queue.score_in_chunks(folder=tmp_path / "store", **given)
+        queue.score_units(queue.Units(folder=tmp_path / "store", **given))
     assert not (tmp_path / "store").exists()
 
 

@@ -13,8 +13,10 @@ import pytest
 import scripts
 from spikernel_jax import CellSpace, costs, data, make_bank, score_population
 from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.pipeline import job as job_module
 from spikernel_jax.pipeline import presets
-from spikernel_jax.pipeline.job import Job
+from spikernel_jax.pipeline.job import Job, Purpose
+from spikernel_jax.pipeline.options import resolve
 from spikernel_jax.report import figures
 from spikernel_jax.scoring import scorer
 from spikernel_jax.snn.spec import NetworkSpec
@@ -31,7 +33,7 @@ SMALL = ["--preset", "smoke", "--kernel-set", "3", "--budget", "14", "--seeds", 
 def data_read_once():
     """The digits are read from the package once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load_dataset", functools.cache(data.load_dataset))
+        patch.setattr(job_module, "load_dataset", functools.cache(data.load_dataset))
         yield
 
 
@@ -39,14 +41,14 @@ def quickly(rows: np.ndarray, *_: Any, **__: Any) -> scorer.Scores:
     """Scores that take no time: the number of edges, and a little for which."""
     flat = rows.reshape(len(rows), -1).astype(np.int64)
     scores = (flat != 0).sum(1) + flat @ np.arange(1, flat.shape[1] + 1) / 1000
-    return scorer.summarise(scores[:, None], np.ones(len(rows), np.int64))
+    return scorer.over_replicates(scores[:, None], np.ones(len(rows), np.int64))
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Nothing is computed with networks."""
-    monkeypatch.setattr(scorer, "make_bank", lambda *_: {})
-    monkeypatch.setattr(scorer, "score_population", quickly)
+    monkeypatch.setattr(beyond_enumeration, "make_bank", lambda *_: {})
+    monkeypatch.setattr(beyond_enumeration, "score_population", quickly)
     monkeypatch.setattr(beyond_enumeration.pruning, "score_supernets", lambda masks, *_, **__: masks.sum((1, 2)) / 7)
 
 
@@ -87,7 +89,7 @@ def test_runs_stops_and_goes_on(space, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return quickly(rows)
 
-    monkeypatch.setattr(scorer, "score_population", stops)
+    monkeypatch.setattr(beyond_enumeration, "score_population", stops)
     broken = tmp_path / "broken"
     with pytest.raises(SystemExit) as stop:
         start(*SMALL, "--space", space, "--out", str(broken))
@@ -109,7 +111,7 @@ def filled_bank(_: Any, spec: NetworkSpec, seeds: int) -> Any:
 
 def test_scores_a_real_network(tmp_path, monkeypatch):
     """Scores are those of the public call, memory that of the trained width."""
-    monkeypatch.setattr(scorer, "make_bank", filled_bank)
+    monkeypatch.setattr(beyond_enumeration, "make_bank", filled_bank)
     start(*SMALL, "--space", "forward", "--out", str(tmp_path / "run"), "--memory-budget", "5.2KiB",
           "--fidelity", "full")  # fmt: skip
     run = RunFolder.open(tmp_path / "run")
@@ -119,17 +121,17 @@ def test_scores_a_real_network(tmp_path, monkeypatch):
 
     space = CellSpace((3,))
     preset = presets.get_preset("mnist5k", "smoke")
-    memory = costs(preset.network("mnist5k", 10, space), space.enumerate(), 8).memory_bytes
+    memory = costs(preset.network("mnist5k", space), space.enumerate(), 8).memory_bytes
     fitting = space.enumerate()[memory <= 5324]
     assert {space.explicit(row) for row in fitting} == set(known)
     assert 20 < len(fitting) < len(memory)
 
     digits = data.load_dataset("mnist5k", limit_train=64, limit_validation=32, limit_test=32)
-    job = Job(run, digits, preset, 0, {}, print)
-    trained, fidelity = preset.network("mnist5k", 10, space), preset.fidelities[2]
+    job = Job(run, digits, preset, 0, resolve({}, {}, preset), print)
+    trained, fidelity = preset.network("mnist5k", space), preset.fidelities[2]
     spec = fidelity.network(trained)
     bank = filled_bank(None, spec, fidelity.seeds)
-    images = fidelity.images(job.key(beyond_enumeration._IMAGES_KEY), digits, trained)
+    images = fidelity.images(job.key(Purpose.STRATEGIES_IMAGES), digits, trained)
     rows = fitting[-4:]
     got = [known[space.explicit(row)] for row in rows]
     assert len(set(got)) == 4
@@ -142,7 +144,7 @@ def test_summary_counts_by_hand():
     rows += [("evolution", 1, 1, "c", 4.0, 4096), ("evolution", 1, 2, "d", 5.0, 3072)]
     rows += [("pruning", 0, 40, "e", 1.0, 512)]
     names = ["strategy", "seed", "evaluation", "genotype", "score", "memory_bytes"]
-    summary = beyond_enumeration.summarise(pl.DataFrame(rows, schema=names, orient="row"))
+    summary = beyond_enumeration.over_seeds(pl.DataFrame(rows, schema=names, orient="row"))
     _, evolved, pruned = summary.iter_rows(named=True)
     assert evolved == {
         "strategy": "evolution", "seeds": 2, "scored": 2, "best score": 4.0, "sd": pytest.approx(2**0.5),

@@ -17,6 +17,7 @@ from spikernel_jax.data import load_dataset
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import job, presets, trials
 from spikernel_jax.report import figures
+from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.studies import kernel_controlled
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "kernel_controlled.py"
@@ -55,7 +56,7 @@ def drawn() -> pl.DataFrame:
 
 
 def test_summary_by_hand():
-    summary = kernel_controlled.summarise(drawn())
+    summary = kernel_controlled.over_seeds(drawn())
     assert summary.select("comparison", "kernel_size").rows() == [
         ("equal width", 1), ("equal width", 3), ("equal parameters", 1), ("equal parameters", 3),
     ]  # fmt: skip
@@ -75,7 +76,7 @@ def test_summary_by_hand():
     assert "15.00 ± 5.00" in kernel_controlled.accuracy_markdown(summary, "test")
     for gone in (pl.col("kernel_size") != 3, (pl.col("kernel_size") != 3) | (pl.col("seed") != 1)):
         with pytest.raises(ValueError, match="has no kernel size 3 of the same seeds"):
-            kernel_controlled.summarise(drawn().filter(gone))
+            kernel_controlled.over_seeds(drawn().filter(gone))
 
 
 def test_figure(tmp_path):
@@ -110,17 +111,21 @@ def test_the_table_says_what_was_trained(finished):
     out, splits = finished
     table = table_of(out)
     preset = presets.get_preset("mnist5k", "smoke")
-    spec = preset.network("mnist5k", 10, CellSpace((1, 3)))
+    spec = preset.network("mnist5k", CellSpace((1, 3)))
     cells = {k: spec.space.parse(CELL.replace("convK", f"conv{k}")) for k in (1, 3)}
     assert table.select("comparison", "kernel_size", "seed").rows() == [
         (name, k, seed) for name in ("equal width", "equal parameters") for seed in range(3) for k in (1, 3)
     ]
-    reference = kernel_controlled.parameters_at(spec, cells[3], 2)
+
+    def at(k: int, channels: int) -> int:
+        return parameters_of(dataclasses.replace(spec, channels=channels), cells[k])
+
+    reference = at(3, 2)
     for row in table.iter_rows(named=True):
         k, c = row["kernel_size"], row["channels"]
-        others = {w: abs(kernel_controlled.parameters_at(spec, cells[k], w) - reference) for w in range(1, 12)}
+        others = {w: abs(at(k, w) - reference) for w in range(1, 12)}
         assert c == (2 if row["comparison"] == "equal width" else min(others, key=lambda w: others[w]))
-        assert row["parameters"] == kernel_controlled.parameters_at(spec, cells[k], c)
+        assert row["parameters"] == at(k, c)
         assert row["mismatch"] == pytest.approx(row["parameters"] / reference - 1)
         assert row["macs"] == (2 + 13 * 3) ** 2 * c  # padding is not multiplied
         assert row["energy_nj"] == pytest.approx((4.6 * row["macs"] + 0.9 * row["synops"]) / 1000)

@@ -14,6 +14,7 @@ from spikernel_jax.data import Split
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import job as job_module
 from spikernel_jax.pipeline import presets, trials
+from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.studies import recipe_ablation
 from spikernel_jax.studies.recipe_ablation import BASE, ROWS, Row
 from spikernel_jax.training.loop import TrainingDivergedError
@@ -88,7 +89,7 @@ def test_widths_at_equal_parameters():
     sizes = {}
     for name in (BASE, "k5", "k3-wide", "k5-narrow"):
         trial = base.trial(base.rows()[name], 0)
-        sizes[name] = trials.parameters_at(trial.spec, trial.genotype, trial.spec.channels)
+        sizes[name] = parameters_of(trial.spec, trial.genotype)
     assert sizes["k5"] > 2 * sizes[BASE]
     assert sizes["k3-wide"] == pytest.approx(sizes["k5"], rel=0.05)
     assert sizes["k5-narrow"] == pytest.approx(sizes[BASE], rel=0.1)
@@ -111,7 +112,7 @@ def test_summary_pairs_by_seed():
         BASE: {0: 0.2, 1: 0.4, 2: 0.3}, "better": {2: 0.35, 0: 0.3, 1: 0.5}, "begun": {0: 0.25},
         "broken": {0: 0.9, 1: None}, "hopeless": {0: None}, "unpaired": {7: 0.5},
     })  # fmt: skip
-    summary = {row["row"]: row for row in recipe_ablation.summarise(table).iter_rows(named=True)}
+    summary = {row["row"]: row for row in recipe_ablation.over_seeds(table).iter_rows(named=True)}
     better = summary["better"]
     sd = math.sqrt((2 * (1 / 60) ** 2 + (1 / 30) ** 2) / 2)  # of 0.1, 0.1, 0.05 by seed
     assert (better["difference"], better["difference_sd"]) == pytest.approx((0.25 / 3, sd))
@@ -121,7 +122,7 @@ def test_summary_pairs_by_seed():
     assert math.isnan(summary["begun"]["difference_low"])
     assert (summary["broken"]["diverged"], summary["broken"]["difference"]) == (1, None)
     assert (summary["hopeless"]["validation"], summary["unpaired"]["difference"]) == (None, None)
-    text = recipe_ablation.summary_markdown(recipe_ablation.summarise(table))
+    text = recipe_ablation.summary_markdown(recipe_ablation.over_seeds(table))
     assert "| begun | c | 1 | 25.00 | +5.00 | 1 |" in text
     assert "90.00; **1 of 2 diverged** | - | 0 |" in text
     assert "| -; **1 of 1 diverged** | - | 0 |" in text

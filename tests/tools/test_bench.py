@@ -212,7 +212,7 @@ def test_defaults_are_filled_in():
         ({"widths": (8, 0)}, r"--widths \(8, 0\): want"),
         ({"peer_cells": -1}, "--peer-cells -1"),
         ({"sets": ("3;5",)}, "--sets '3;5'"),
-        ({"sets": ("2,4",)}, "kernel_sizes"),
+        ({"sets": ("2,4",)}, "--sets '2,4': want different odd sizes"),
         ({"json": Path("/nowhere/at/all/x.json")}, "--json /nowhere/at/all/x.json"),
     ],
 )

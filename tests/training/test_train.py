@@ -500,7 +500,7 @@ def test_a_training_is_its_recipes_parts_put_together(config):
 @pytest.mark.parametrize("precision", recipe.PRECISIONS)
 def test_the_precision_is_that_of_the_program(precision):
     config = TrainConfig(batch_size=8, precision=precision)
-    plan = training._Recipe(SPEC, hashable(CELL), config, 10, (0.5,), (0.2,), devices.devices_for(8))
+    plan = training._Program(SPEC, hashable(CELL), config, 10, (0.5,), (0.2,), devices.devices_for(8))
     images, labels = jnp.zeros((8, 8, 8, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
     chosen = jnp.zeros((1, 8), jnp.int32)
     state = jax.eval_shape(lambda: plan.start(jax.random.key(0)))

@@ -1,0 +1,169 @@
+"""The options of the four steps: as a script gives them, as the run folder remembers them, else the preset's.
+
+They live in ``options.json`` of the run folder. A later script that does not give an option takes it from there; one
+that gives another value is refused, so no two settings mix in one folder.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spikernel_jax.cells.space import CellSpace, kernel_set, kernel_set_text
+from spikernel_jax.io.units import format_bytes, parse_bytes
+from spikernel_jax.pipeline.presets import Preset
+from spikernel_jax.scoring.fidelity import NAMES
+from spikernel_jax.search.queue import STRATEGIES, NothingFitsError, memory_of
+from spikernel_jax.training.recipe import DEFAULT_RECIPE, RECIPES
+
+KEEP = ("rule", "all")
+_KNOWN = {"keep": KEEP, "strategy": STRATEGIES, "fidelity": NAMES, "recipe": tuple(RECIPES)}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What the four steps of a run are to do.
+
+    Attributes:
+      kernel_sizes: of step 1.
+      cell: of step 1, with convK for the convolutions.
+      sets: kernel sets of step 2; None takes all pairs of the sizes.
+      keep: which of them are searched, of `KEEP`.
+      strategy: of the search, of `queue.STRATEGIES`.
+      samples: draws a set of the random strategy.
+      fidelity: that exhaustive and random search score at, of `fidelity.NAMES`.
+      memory_budget: bytes that the chosen model may take.
+      bits: width of weights, membranes and activations on the device.
+      recipe: how networks are trained, of `recipe.RECIPES`.
+
+    Raises:
+      ValueError: naming the option, its value and what would be right.
+    """
+
+    kernel_sizes: tuple[int, ...]
+    cell: str
+    sets: tuple[tuple[int, ...], ...] | None
+    keep: str
+    strategy: str
+    samples: int
+    fidelity: str
+    memory_budget: int
+    bits: int
+    recipe: str
+
+    def __post_init__(self) -> None:
+        """Refuses what the steps would only find out after work was done."""
+        impact_genotypes(self.kernel_sizes, self.cell)
+        if not 1 <= self.bits <= 64:
+            raise ValueError(f"--bits {self.bits} must be from 1 to 64")
+        for name, known in _KNOWN.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"--{name} {value!r} is unknown; known: {', '.join(known)}")
+        if self.samples < 1:
+            raise ValueError(f"--samples {self.samples} must be at least 1")
+        if self.sets is None:
+            return
+        if len(set(self.sets)) < len(self.sets):
+            raise ValueError(f"--sets {_text(self.sets)}: one of them comes twice")
+        if missing := sorted({*itertools.chain.from_iterable(self.sets)} - {*self.kernel_sizes}):
+            sizes = f"--kernel-sizes {_text(self.kernel_sizes)} lacks {_text(missing)}"
+            raise ValueError(f"--sets {_text(self.sets)}: {sizes}; add them there")
+
+    def check_search(self, data: str, preset: Preset) -> None:
+        """Raises ValueError where a search on a data set could find no cell."""
+        if self.sets is None and len(self.kernel_sizes) < 2:
+            raise ValueError(f"--kernel-sizes {_text(self.kernel_sizes)}: one size makes no pairs; give two, or --sets")
+        space = CellSpace((1,))  # the smallest cell has no convolutions
+        least = int(memory_of(preset.network(data, space), space.enumerate(), self.bits).min())
+        if least > self.memory_budget:
+            raise NothingFitsError(
+                f"no cell fits --memory-budget {format_bytes(self.memory_budget)} at {self.bits} bits: the smallest "
+                f"takes {format_bytes(least)}"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """By name, as JSON gives them back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+NAMES_OF_OPTIONS = tuple(field.name for field in dataclasses.fields(StepOptions))
+
+
+def impact_genotypes(kernel_sizes: Sequence[int], cell: str) -> tuple[CellSpace, dict[int, np.ndarray]]:
+    """The space of the sizes, and the cell of step 1 at each size.
+
+    Raises:
+      ValueError: on sizes that are not odd, or a cell that is malformed, disconnected, or without convK.
+    """
+    space = CellSpace(tuple(sorted(kernel_sizes)))
+    if "convK" not in cell:
+        raise ValueError(f"--cell {cell!r} has no convK: want explicit notation as '0>1:convK 1>3:convK 0>3:skip'")
+    return space, {k: space.parse(cell.replace("convK", f"conv{k}")) for k in space.kernel_sizes}
+
+
+def resolve(
+    given: Mapping[str, Any], there: Mapping[str, Any], preset: Preset, *, override: bool = False
+) -> StepOptions:
+    """What a run's steps do: as given, else as remembered, else by default.
+
+    Args:
+      given: by name; None and nothing at all are not given. Kernel sets and amounts of memory may be texts.
+      there: remembered by earlier scripts of the same run, from JSON.
+      preset: gives the defaults.
+      override: let what is given differ from what is remembered.
+
+    Raises:
+      ValueError: if an option is given that an earlier script ran with another value of, or is wrong.
+    """
+    given, there = _read({k: v for k, v in given.items() if v is not None and v != ()}), _read(there)
+    for name, value in given.items():
+        if not override and there.get(name, value) != value:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {_text(value)} differs from this run's {_text(there[name])}: "
+                "choose another --out"
+            )
+    chosen = there | given
+    return StepOptions(**_defaults(preset, chosen) | chosen)
+
+
+def _defaults(preset: Preset, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option as the preset has it, where what is chosen leaves it free."""
+    sets = chosen.get("sets") or ()
+    sizes = chosen.get("kernel_sizes") or tuple(sorted({*preset.kernel_sizes, *itertools.chain.from_iterable(sets)}))
+    ours = tuple(kernel_set for kernel_set in preset.sets or () if set(kernel_set) <= set(sizes))
+    return {
+        "kernel_sizes": sizes,
+        "cell": preset.impact_cell,
+        "sets": ours if preset.sets and len(ours) == len(preset.sets) else None,
+        "keep": preset.keep,
+        "strategy": STRATEGIES[0],
+        "samples": 1000,
+        "fidelity": NAMES[0],
+        "memory_budget": parse_bytes(preset.memory_budget),
+        "bits": preset.bits,
+        "recipe": DEFAULT_RECIPE,
+    }
+
+
+def _read(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with texts read and lists as tuples."""
+    if unknown := sorted(options.keys() - {*NAMES_OF_OPTIONS}):
+        raise ValueError(f"options {unknown} are unknown; known: {', '.join(NAMES_OF_OPTIONS)}")
+    read = dict(options)
+    if read.get("sets") is not None:
+        read["sets"] = tuple(kernel_set(s, "--sets") if isinstance(s, str) else tuple(s) for s in read["sets"])
+    if "kernel_sizes" in read:
+        read["kernel_sizes"] = tuple(sorted(read["kernel_sizes"]))
+    if "memory_budget" in read:
+        read["memory_budget"] = parse_bytes(read["memory_budget"])
+    return read
+
+
+def _text(value: Any) -> str:
+    """An option's value as it is given: 1 3 5, or 1,3 3,5."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    return " ".join(kernel_set_text(part) if isinstance(part, tuple) else str(part) for part in value)
