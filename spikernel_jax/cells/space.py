@@ -50,6 +50,15 @@ class CellSpace:
       kernel_sizes: odd sizes up to 15 in increasing order.
       feedback: whether a later node may feed an earlier one at the next time step.
       max_kernel_sizes: how many different sizes one cell may use; None is no limit.
+
+    Example:
+      >>> from spikernel_jax import CellSpace
+      >>> space = CellSpace(kernel_sizes=(3, 5))
+      >>> len(space.enumerate())  # distinct cells, of 12,500 rows
+      4243
+      >>> row = space.parse("0>1:conv5 0>2:conv3 0>3:skip 1>3:conv3")
+      >>> space.explicit(space.canonical(row))  # node 2 led nowhere; nodes 1 and 2 are alike
+      '0>2:conv5 0>3:skip 2>3:conv3'
     """
 
     kernel_sizes: tuple[int, ...] = (1, 3)

@@ -124,6 +124,16 @@ def make_dataset(name: str, train: Split, validation: Split, test: Split, num_cl
     Raises:
       ValueError: Images of another dtype, shape or count than described, labels out of range, splits whose
         images differ in shape, or a channel that never varies.
+
+    Example:
+      >>> import numpy as np
+      >>> from spikernel_jax import make_dataset
+      >>> from spikernel_jax.data import Split
+      >>> rng = np.random.default_rng(0)
+      >>> def split(n):
+      ...     return Split(rng.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8), rng.integers(0, 2, n))
+      >>> make_dataset("noise", split(20), split(5), split(5), num_classes=2).image_shape
+      (8, 8, 1)
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -187,6 +197,12 @@ def load_dataset(
     Raises:
       DataNotFoundError: The data is not there; the message says how to get it. A ValueError.
       ValueError: Unknown name, a count out of range, or data that cannot be read.
+
+    Example:
+      >>> from spikernel_jax import load_dataset
+      >>> data = load_dataset("mnist5k", limit_train=100)
+      >>> data.train.images.shape, data.num_classes
+      ((100, 28, 28, 1), 10)
     """
     info = dataset_info(name)
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()

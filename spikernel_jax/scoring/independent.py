@@ -110,6 +110,16 @@ def score_independently(
 
     Raises:
       ValueError: naming the argument.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from spikernel_jax import CellSpace, NetworkSpec, score_independently
+      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=4, time_steps=2)
+      >>> pool = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+      >>> cells = spec.space.enumerate()[:3]
+      >>> score_independently(cells, jax.random.key(0), pool, spec, mean=(0.5,), std=(0.3,), batch=6).replicates.shape
+      (3, 2)
     """
     scores.get_score(score)
     spec = scores.scored_spec(spec)

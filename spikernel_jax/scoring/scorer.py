@@ -37,7 +37,16 @@ _TABLE_SHARE = 0.5  # of the free memory, that tables of shared work may take
 
 
 class Scores(NamedTuple):
-    """Scores of a population."""
+    """Scores of a population.
+
+    Example:
+      >>> import numpy as np
+      >>> from spikernel_jax import Scores
+      >>> replicates = np.array([[3.0, 5.0], [1.0, 2.0]])  # two cells, two draws
+      >>> found = Scores(replicates.mean(1), replicates.std(1, ddof=1) / 2**0.5, replicates, np.array([8, 6]))
+      >>> found.scores.argmax(), found.standard_errors.tolist()
+      (np.int64(0), [1.0, 0.5])
+    """
 
     scores: NDArray[np.float64]  # [n] mean over replicates; NaN or -inf is kept as it is
     standard_errors: NDArray[np.float64]  # [n] of the mean's level, NaN for one replicate
@@ -62,6 +71,13 @@ def make_bank(key: Array, spec: NetworkSpec, seeds: int = 1) -> network.Params:
 
     Raises:
       ValueError: on less than one bank, or a network that `scores.scored_spec` refuses.
+
+    Example:
+      >>> import jax
+      >>> from spikernel_jax import CellSpace, NetworkSpec, make_bank
+      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=4, time_steps=2)
+      >>> make_bank(jax.random.key(0), spec, seeds=2)["stem"]["kernel"].shape
+      (2, 3, 3, 1, 4)
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds} must be at least 1")
@@ -395,6 +411,16 @@ def score_population(
     Raises:
       ValueError: naming the argument: unknown score or method, a network that `scores.scored_spec` refuses, rows
         that are no cells, images with NaN or of another shape than the spec's, as many batches as banks.
+
+    Example:
+      >>> import jax
+      >>> from spikernel_jax import CellSpace, NetworkSpec, make_bank, score_population
+      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=4, time_steps=2)
+      >>> bank = make_bank(jax.random.key(0), spec, seeds=2)
+      >>> images = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))  # normalised
+      >>> found = score_population(spec.space.enumerate()[:3], bank, images, spec)
+      >>> found.scores.shape, found.replicates.shape
+      ((3,), (3, 2))
     """
     rows = checked_genotypes(genotypes, spec)
     lanes = len(jax.local_devices() if devices is None else devices)

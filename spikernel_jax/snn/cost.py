@@ -69,6 +69,13 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
 
     Raises:
       ValueError: on a wrong shape or width, or rows that are no cells of the space.
+
+    Example:
+      >>> from spikernel_jax import CellSpace, NetworkSpec, costs
+      >>> spec = NetworkSpec((32, 32, 3), 10, CellSpace((3, 5)), channels=16, time_steps=4)
+      >>> cell = spec.space.parse("0>1:conv3 0>3:skip 1>3:conv5")
+      >>> int(costs(spec, [cell], bits=8).memory_bytes[0]) // 1024  # KiB
+      168
     """
     if not (isinstance(bits, int | np.integer) and 1 <= bits <= 64):
         raise ValueError(f"bits={bits!r} must be a whole number from 1 to 64")

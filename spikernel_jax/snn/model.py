@@ -46,6 +46,17 @@ class Model:
       mean: per channel, of pixel/255.
       std: per channel, of pixel/255.
       metrics: what was measured of it (accuracies, data, seed, ...).
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from spikernel_jax import CellSpace, Model, NetworkSpec
+      >>> from spikernel_jax.snn import network
+      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=1)
+      >>> cell = tuple(spec.space.parse("0>3:skip").tolist())
+      >>> model = Model(spec, cell, *network.init(jax.random.key(0), spec, cell), (0.5,), (0.3,))
+      >>> model(np.zeros((5, 8, 8, 1), np.uint8)).shape  # pixels, normalised by mean and deviation
+      (5, 2)
     """
 
     spec: NetworkSpec
@@ -85,7 +96,18 @@ class Model:
 
 
 class NNXModel(nnx.Module):
-    """A `Model` as a flax module: parameters are ``nnx.Param``, statistics ``nnx.BatchStat``."""
+    """A `Model` as a flax module: parameters are ``nnx.Param``, statistics ``nnx.BatchStat``.
+
+    Example:
+      >>> import jax
+      >>> from spikernel_jax import CellSpace, Model, NetworkSpec, NNXModel
+      >>> from spikernel_jax.snn import network
+      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=1)
+      >>> cell = tuple(spec.space.parse("0>3:skip").tolist())
+      >>> module = NNXModel(Model(spec, cell, *network.init(jax.random.key(0), spec, cell), (0.5,), (0.3,)))
+      >>> module(jax.numpy.zeros((5, 8, 8, 1))).shape
+      (5, 2)
+    """
 
     def __init__(self, model: Model):
         """Wraps a finished model."""

@@ -55,6 +55,15 @@ class NeuronSpec:
 
     Raises:
       ValueError: naming the field, its value, and what would be right.
+
+    Example:
+      >>> from spikernel_jax import NeuronSpec
+      >>> NeuronSpec(tau=2.0, v_threshold=0.5).surrogate
+      'atan'
+      >>> NeuronSpec(tau=0.5)
+      Traceback (most recent call last):
+          ...
+      ValueError: tau=0.5 must be finite and above 1 time step
     """
 
     model: str = "lif"

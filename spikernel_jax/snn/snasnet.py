@@ -121,6 +121,14 @@ def load_snasnet(
     Raises:
       ValueError: if the file cannot be read, the matrix is malformed, or a weight is missing or has
         another shape than the others imply.
+
+    Example:
+      >>> from spikernel_jax import load_snasnet
+      >>> model = load_snasnet("snasnet.safetensors", "0303 0030 2002 0200")  # doctest: +SKIP
+      >>> load_snasnet({}, "0303 0030 2002 0200")
+      Traceback (most recent call last):
+          ...
+      ValueError: ...
     """
     public = _read(state_dict)
     space, row = _parse_matrix(matrix)

@@ -62,6 +62,12 @@ class NetworkSpec:
 
     Raises:
       ValueError: naming the field, its value, and what would be right.
+
+    Example:
+      >>> from spikernel_jax import CellSpace, NetworkSpec
+      >>> spec = NetworkSpec((32, 32, 3), 10, CellSpace((3, 5)), channels=16, time_steps=4)
+      >>> spec.cell_size(0), spec.cell_size(1)
+      ((32, 32), (16, 16))
     """
 
     image_shape: tuple[int, int, int]

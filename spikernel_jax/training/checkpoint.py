@@ -84,6 +84,16 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
 
     Raises:
       ValueError: something else is at `path`; it stays as it was.
+
+    Example:
+      >>> import jax
+      >>> from spikernel_jax import CellSpace, Model, NetworkSpec, load_model, save_model
+      >>> from spikernel_jax.snn import network
+      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=1)
+      >>> cell = tuple(spec.space.parse("0>3:skip").tolist())
+      >>> save_model("model", Model(spec, cell, *network.init(jax.random.key(0), spec, cell), (0.5,), (0.3,)))
+      >>> load_model("model").text
+      '0001 0000 0000 0000'
     """
     ocp = _orbax()
     target = Path(path).absolute()
@@ -117,6 +127,13 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
     Raises:
       ValueError: one line, if there is none, or it is truncated, corrupt, or of another format.
+
+    Example:
+      >>> from spikernel_jax import load_model
+      >>> load_model("absent")
+      Traceback (most recent call last):
+          ...
+      ValueError: absent: no such model folder
     """
     ocp = _orbax()
     folder = Path(path).absolute()

@@ -139,7 +139,18 @@ def _right(
 
 
 def evaluate(model: Model, split: Split, batch_size: int = 256) -> float:
-    """Accuracy (0 to 1) of a model on a split, by running statistics."""
+    """Accuracy (0 to 1) of a model on a split, by running statistics.
+
+    Example:
+      >>> import jax
+      >>> from spikernel_jax import CellSpace, Model, NetworkSpec, evaluate, load_dataset
+      >>> from spikernel_jax.snn import network
+      >>> spec = NetworkSpec((28, 28, 1), 10, CellSpace((3,)), channels=2, time_steps=1, stem_stride=2)
+      >>> cell = tuple(spec.space.parse("0>3:skip").tolist())
+      >>> untrained = Model(spec, cell, *network.init(jax.random.key(0), spec, cell), (0.1307,), (0.3081,))
+      >>> 0 <= evaluate(untrained, load_dataset("mnist5k", limit_test=50).test) <= 1
+      True
+    """
     count = jax.device_count()
     size = -(-min(batch_size, len(split.labels)) // count) * count
     devices = devices_for(size)
@@ -224,6 +235,15 @@ def train(
       TrainingDivergedError: at once when the loss is not finite, or at an epoch's end when a weight is not;
         that epoch is not saved.
       StoppedError: a signal asked to stop; all is saved.
+
+    Example:
+      >>> from spikernel_jax import CellSpace, NetworkSpec, TrainConfig, load_dataset, train
+      >>> data = load_dataset("mnist5k", limit_train=16, limit_validation=16, limit_test=16)
+      >>> spec = NetworkSpec((28, 28, 1), 10, CellSpace((3,)), channels=2, time_steps=1, stem_stride=2)
+      >>> cell = spec.space.parse("0>1:conv3 0>3:skip 1>3:conv3")
+      >>> model = train(spec, cell, data, TrainConfig(epochs=1, batch_size=8))
+      >>> model(data.test.images).shape
+      (16, 10)
     """
     codes = hashable(genotype)
     spec.codes(codes)

@@ -86,6 +86,11 @@ class TrainConfig:
 
     Raises:
       ValueError: naming the field, its value, and what would be right.
+
+    Example:
+      >>> from spikernel_jax import TrainConfig
+      >>> TrainConfig(epochs=5, optimiser="muon", learning_rate=0.02).schedule
+      'cosine'
     """
 
     epochs: int = 10
