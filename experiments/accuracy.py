@@ -33,7 +33,7 @@ _OF_RECIPE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.MachineOptions):
+class Options(cli.MachineOptions, cli.SizeOptions):
     """Options of the training; those of a preset are the preset's where not given."""
 
     data: str = "mnist5k"
@@ -52,8 +52,6 @@ class Options(cli.MachineOptions):
     """The most epochs that are trained, as far as they fit into the minutes."""
     cell: str | None = None
     """Cell, as '0>1:conv3 1>3:conv5 0>3:skip' or SNASNet's four words."""
-    channels: int | None = None
-    """Width C."""
     time_steps: int | None = None
     """T."""
     stem_stride: int | None = None
@@ -82,8 +80,6 @@ class Options(cli.MachineOptions):
     """Decay a step of the moving average of weights that is evaluated; 0 is none."""
     all_images: bool = False
     """Train on the validation images too, once all is chosen; validation accuracy tells nothing then."""
-    limit_train: int | None = None
-    """Training images."""
     limit_validation: int | None = None
     """Validation images."""
     limit_test: int | None = None

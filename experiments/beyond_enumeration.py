@@ -16,9 +16,6 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 from spikernel_jax.cells.space import kernel_set
 from spikernel_jax.io.units import parse_bytes
 from spikernel_jax.pipeline import cli
@@ -95,7 +92,7 @@ def beyond_enumeration(options: Options) -> None:
     job, study = open_study(options)
     with job.run.lock():
         summary = over_seeds(compare(job, study))
-    Console().print(Markdown(summary_markdown(summary)))
+    cli.show(summary_markdown(summary))
 
 
 if __name__ == "__main__":

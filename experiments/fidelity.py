@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.markdown import Markdown
 from scipy import stats
 
 from spikernel_jax.cells.space import CellSpace
@@ -222,7 +220,7 @@ def study(o: Options) -> "pl.DataFrame":
 
 def print_front(front: "pl.DataFrame") -> None:
     """Prints the settings worth taking."""
-    Console().print(Markdown(pages.markdown_table(front, front.columns)))
+    cli.show(pages.markdown_table(front, front.columns))
 
 
 if __name__ == "__main__":

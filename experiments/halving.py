@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.markdown import Markdown
 from scipy import stats
 
 from spikernel_jax.cells import space as cells
@@ -109,7 +107,7 @@ def agreement(halving: "pl.DataFrame", complete: "pl.DataFrame") -> dict[str, An
 def main(options: Options) -> None:
     """Compares, and prints the table."""
     table = compare(options)
-    Console().print(Markdown(pages.markdown_table(table, table.columns)))
+    cli.show(pages.markdown_table(table, table.columns))
 
 
 if __name__ == "__main__":

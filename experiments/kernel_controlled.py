@@ -15,18 +15,14 @@ command is given again.
 import dataclasses
 from pathlib import Path
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.job import Job, check_seed, default_folder, open_study
-from spikernel_jax.pipeline.presets import get_preset
+from spikernel_jax.pipeline.job import Job, default_folder, open_study
 from spikernel_jax.studies.kernel_controlled import Study, accuracy_markdown, compare, make_study, over_seeds
 from spikernel_jax.training.recipe import DEFAULT_RECIPE
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Shared, cli.ImpactOptions, cli.TrainingOptions):
+class Options(cli.Shared, cli.ImpactOptions, cli.TrainingOptions, cli.SizeOptions):
     """Options of the comparison."""
 
     out: Path | None = None
@@ -37,31 +33,21 @@ class Options(cli.Shared, cli.ImpactOptions, cli.TrainingOptions):
     """Cell with K for the kernel size, as '0>1:convK 1>3:convK 0>3:skip'; default the preset's."""
     seeds: int = 3
     """Trainings of each network."""
-    epochs: int | None = None
-    """Epochs of each; default the preset's."""
     channels: int | None = None
     """Width C of all networks at equal width, and of the reference; default the preset's."""
     parameters: int | None = None
     """Parameters that equal parameters come nearest to; default those of kernel size 3 at the equal width."""
-    limit_train: int | None = None
-    """Training images; default the preset's."""
 
 
 def open_comparison(options: Options) -> tuple[Job, Study]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
-    data, name, seed = options.data or "mnist5k", options.preset or "cpu", check_seed(options.seed or 0)
-    recipe = options.recipe or DEFAULT_RECIPE
-    preset = get_preset(
-        data,
-        name,
+    data, name, seed, preset = cli.study_preset(
+        options,
+        *("epochs", "channels", "limit_train", "seeds"),
         kernel_sizes=tuple(sorted(options.kernel_sizes)) or None,
         impact_cell=options.cell,
-        seeds=options.seeds,
-        epochs=options.epochs,
-        channels=options.channels,
-        bits=options.bits,
-        limit_train=options.limit_train,
     )
+    recipe = options.recipe or DEFAULT_RECIPE
     study = make_study(data, preset, recipe, options.parameters)
     config = {
         "data": data,
@@ -81,7 +67,7 @@ def kernel_controlled(options: Options) -> None:
     job, study = open_comparison(options)
     with job.run.lock():
         summary = over_seeds(compare(job, study))
-    Console().print(Markdown(accuracy_markdown(summary)))
+    cli.show(accuracy_markdown(summary))
 
 
 if __name__ == "__main__":

@@ -14,18 +14,14 @@ import math
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.job import Job, check_seed, default_folder, open_study, seeds_of
-from spikernel_jax.pipeline.presets import get_preset
+from spikernel_jax.pipeline.job import Job, default_folder, open_study, seeds_of
 from spikernel_jax.snn.spec import spec_to_json
 from spikernel_jax.studies.recipe_ablation import Base, Row, ablate, make_base, over_seeds, summary_markdown
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Shared, cli.MachineOptions):
+class Options(cli.Shared, cli.MachineOptions, cli.SizeOptions):
     """Options of the ablation."""
 
     out: Path | None = None
@@ -37,12 +33,6 @@ class Options(cli.Shared, cli.MachineOptions):
     recipe."""
     seeds: int = 3
     """Trainings of each row."""
-    epochs: int | None = None
-    """Epochs of each; default the preset's."""
-    limit_train: int | None = None
-    """Training images; default the preset's."""
-    channels: int | None = None
-    """Width C of the base; default the preset's."""
     time_steps: int | None = None
     """Time steps T of the base; default the preset's."""
     batch_size: int | None = None
@@ -55,21 +45,12 @@ class Options(cli.Shared, cli.MachineOptions):
 
 def open_ablation(options: Options) -> tuple[Job, Base, list[Row]]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
-    data, name, seed = options.data or "mnist5k", options.preset or "cpu", check_seed(options.seed or 0)
+    sizes = ("epochs", "channels", "limit_train", "time_steps", "batch_size")
+    data, name, seed, preset = cli.study_preset(options, *sizes)
     if not 1 <= options.seeds <= 1000:
         raise ValueError(f"--seeds {options.seeds} must be from 1 to 1000")
     if not options.minutes > 0:
         raise ValueError(f"--minutes {options.minutes} must be above 0")
-    preset = get_preset(
-        data,
-        name,
-        epochs=options.epochs,
-        limit_train=options.limit_train,
-        channels=options.channels,
-        time_steps=options.time_steps,
-        batch_size=options.batch_size,
-        bits=options.bits,
-    )
     base = make_base(data, preset, options.base_recipe)
     rows = base.choose(options.rows, options.groups)
     config = {
@@ -95,7 +76,7 @@ def recipe_ablation(options: Options) -> None:
     with job.run.lock():
         table = ablate(job, base, rows, seeds, deadline)
     if not table.is_empty():
-        Console().print(Markdown(summary_markdown(over_seeds(table), narrow=True)))
+        cli.show(summary_markdown(over_seeds(table), narrow=True))
 
 
 if __name__ == "__main__":

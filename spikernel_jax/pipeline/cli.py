@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
+from rich.console import Console
+from rich.markdown import Markdown
 
 from spikernel_jax.io import machine, signals
 from spikernel_jax.io.processes import ALONE, Processes, initialise
 from spikernel_jax.pipeline import job
 from spikernel_jax.pipeline.options import NAMES_OF_OPTIONS
+from spikernel_jax.pipeline.presets import Preset, get_preset
 
 Options = TypeVar("Options")
 
@@ -93,6 +96,18 @@ class TrainingOptions(MachineOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class SizeOptions:
+    """How large a study is."""
+
+    epochs: int | None = None
+    """Epochs of each training; default the preset's."""
+    channels: int | None = None
+    """Width C; default the preset's."""
+    limit_train: int | None = None
+    """Training images; default the preset's."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ProcessOptions:
     """Which processes share the work; none of the three where Slurm, Kubernetes, Open MPI or a TPU pod tells."""
 
@@ -112,6 +127,22 @@ def say(text: str) -> None:
 def join_processes(options: ProcessOptions) -> Processes:
     """The processes that a script's options or its cluster name; errors as `processes.initialise`."""
     return initialise(options.coordinator, options.processes, options.process_id, say=say)
+
+
+def show(markdown: str) -> None:
+    """Prints Markdown as a terminal shows it."""
+    Console().print(Markdown(markdown))
+
+
+def study_preset(options: Shared, *names: str, **changes: Any) -> tuple[str, str, int, Preset]:
+    """Data set, preset's name, seed and preset of a study, in which options of these names replace fields.
+
+    Raises:
+      ValueError: naming the option that is wrong.
+    """
+    data, name, seed = options.data or "mnist5k", options.preset or "cpu", job.check_seed(options.seed or 0)
+    given = {field: getattr(options, field) for field in ("bits", *names)}
+    return data, name, seed, get_preset(data, name, **given, **changes)
 
 
 def open_job(options: Shared, **named: Any) -> job.Job:

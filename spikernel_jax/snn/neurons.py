@@ -14,7 +14,7 @@ learned time constant (PLIF); Heckel et al., spyx, for the second model.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,13 @@ _SURROGATES: dict[str, tuple[float, Callable[[Array, float], Array]]] = {
 }
 SURROGATES = tuple(_SURROGATES)
 _RESETS = ("hard", "soft")
+
+
+def require_known(spec: Any, **known: Sequence[str]) -> None:
+    """Raises ValueError for a field of a specification that is none of the names known for it."""
+    for field, names in known.items():
+        if (value := getattr(spec, field)) not in names:
+            raise ValueError(f"{field}={value!r} is unknown; known: {', '.join(names)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +87,7 @@ class NeuronSpec:
         """Refuses what no neuron can be."""
         if self.model not in NEURONS:
             raise ValueError(f"model={self.model!r} is not a neuron model; known: {', '.join(NEURONS)}")
-        if self.surrogate not in SURROGATES:
-            raise ValueError(f"surrogate={self.surrogate!r} is unknown; known: {', '.join(SURROGATES)}")
-        if self.reset not in _RESETS:
-            raise ValueError(f"reset={self.reset!r} is unknown; known: {', '.join(_RESETS)}")
+        require_known(self, surrogate=SURROGATES, reset=_RESETS)
         if not (math.isfinite(self.tau) and self.tau > 1):
             raise ValueError(f"tau={self.tau} must be finite and above 1 time step")
         if not (math.isfinite(self.v_threshold) and self.v_threshold > 0):

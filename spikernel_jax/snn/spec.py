@@ -8,7 +8,7 @@ import numpy as np
 
 from spikernel_jax.cells.canonical import FIRST_CONV, SKIP, ZERO
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.snn.neurons import NeuronSpec
+from spikernel_jax.snn.neurons import NeuronSpec, require_known
 from spikernel_jax.snn.operations import NORMS
 
 HEADS = ("snasnet", "gap")
@@ -97,12 +97,7 @@ class NetworkSpec:
             raise ValueError(f"num_classes={self.num_classes} must be at least 2")
         if self.stem_stride not in (1, 2):
             raise ValueError(f"stem_stride={self.stem_stride} must be 1 or 2")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} is unknown; known: {', '.join(NORMS)}")
-        if self.head not in HEADS:
-            raise ValueError(f"head={self.head!r} is unknown; known: {', '.join(HEADS)}")
-        if self.shortcut not in SHORTCUTS:
-            raise ValueError(f"shortcut={self.shortcut!r} is unknown; known: {', '.join(SHORTCUTS)}")
+        require_known(self, norm=NORMS, head=HEADS, shortcut=SHORTCUTS)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
         if self.norm == "over_time" and self.space.feedback:

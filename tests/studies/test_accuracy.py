@@ -2,12 +2,7 @@
 
 import dataclasses
 import functools
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,12 +144,9 @@ def test_the_cell_names_its_kernel_sizes():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, in_this_process) -> tuple[Path, list[Any]]:
     """A whole run without a limit, and the splits that were evaluated beyond the training's own validation."""
-    out, splits = tmp_path_factory.mktemp("runs") / "whole", []
-    with pytest.MonkeyPatch.context() as patch:
-        real = accuracy.evaluate
-        patch.setattr(accuracy, "evaluate", lambda model, split: splits.append(split) or real(model, split))
-        start(*SMALL, "--minutes", "inf", "--out", str(out))
-    return out, splits
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run = functools.partial(start, *SMALL, "--minutes", "inf", "--out", str(out))
+    return out, scripts.evaluated_splits(accuracy, run)
 
 
 def test_a_run_leaves_curve_test_model_and_page(finished):
@@ -289,85 +281,3 @@ def test_a_damaged_plan_is_one_line(finished, tmp_path, capsys):
         (out / "plan.json").write_text(content)
         assert "plan.json names no epochs" in refused(capsys, *SMALL, "--minutes", "inf", "--out", str(out))
     assert not (out / "training").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--minutes", "0"], "minutes=0.0 must be finite and above 0"),
-        (["--minutes", "nan"], "minutes=nan must be finite and above 0"),
-        (["--epochs", "0"], "epochs=0 must be a whole number of at least 1"),
-        (["--channels", "0"], "channels=0 must be a whole number of at least 1"),
-        (["--channels", "1000"], "channels=1000: 108,0"),
-        (["--time-steps", "0"], "time_steps=0"),
-        (["--batch-size", "65"], "batch_size=65 is larger than the data: 64 training images"),
-        (["--learning-rate", "0"], "learning_rate=0.0"),
-        (["--ema", "1"], "ema=1.0 must be in [0, 1)"),
-        (["--mix", "cut"], "mix='cut' is unknown"),
-        (["--cell", "0>3:conv4"], "4"),
-        (["--cell", "0>1:conv3"], "0>3"),
-        (["--norm", "batch"], "norm='batch' is unknown"),
-        (["--seed", "-1"], "--seed -1 must be from 0"),
-        (["--data", "digits"], "--data 'digits' is unknown"),
-        (["--preset", "tpu"], "--preset 'tpu' is unknown for mnist5k; known: cpu-10min, smoke"),
-        (["--data", "cifar10", "--data-dir", "/nowhere"], "tools/prepare_data.py cifar10"),
-    ],
-)
-def test_bad_input_is_one_line_and_no_folder(tmp_path, capsys, options, words):
-    preset = [] if "--preset" in options else ["--preset", "smoke"]
-    line = refused(capsys, *preset, "--compilation-cache", "off", "--out", str(tmp_path / "run"), *options)
-    assert words in line
-    assert not list(tmp_path.iterdir())
-
-
-def test_other_settings_and_other_folders_are_refused(finished, tmp_path, capsys):
-    before = {path: path.read_bytes() for path in finished[0].rglob("*") if path.is_file()}
-    assert "holds a run of another configuration (seed: 0 there, 1 here)" in refused(
-        capsys, *SMALL, "--minutes", "inf", "--seed", "1", "--out", str(finished[0])
-    )
-    assert {path: path.read_bytes() for path in finished[0].rglob("*") if path.is_file()} == before
-    (tmp_path / "mine").write_text("mine")
-    assert "has no config.json" in refused(capsys, *SMALL, "--minutes", "40", "--out", str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-@pytest.mark.slow
-def test_killed_and_terminated_it_ends_with_the_same_result(finished, with_devices, tmp_path):
-    """Real processes: killed while it is timed, killed after the first epoch, then asked to stop."""
-    out = tmp_path / "run"
-    child = """
-import os, runpy, signal, sys
-from spikernel_jax.studies import accuracy as t
-moment, script, sys.argv = sys.argv[1], sys.argv[2], sys.argv[2:]
-real = t.train
-def train(*arguments, progress, folder, **named):
-    real_run = folder.parent.name == "run"
-    def told(record):
-        progress(record)
-        if moment == ("epoch" if real_run else "timing"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if moment == "asked" and real_run:
-            os.kill(os.getpid(), signal.SIGTERM)
-    return real(*arguments, progress=told, folder=folder, **named)
-t.train = train
-runpy.run_path(script, run_name="__main__")
-"""
-    options = [*SMALL[:-2], "--minutes", "40", "--out", str(out)]
-    environment = with_devices(jax.device_count()) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    codes = []
-    for moment in ("timing", "epoch", "asked", "none"):
-        command = [sys.executable, "-c", child, moment, str(SCRIPT), *options]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        codes.append((moment, result.returncode))
-        if moment == "timing":
-            assert not out.exists()
-            assert [path.name for path in tmp_path.iterdir()] == [".run.timing.tmp"]
-        elif moment == "epoch":
-            assert not (tmp_path / ".run.timing.tmp").exists()
-            plan = (out / "plan.json").read_bytes()
-    assert codes == [("timing", -signal.SIGKILL), ("epoch", -signal.SIGKILL), ("asked", 143), ("none", 0)], (
-        result.stderr
-    )
-    assert (out / "plan.json").read_bytes() == plan
-    assert json.loads((out / "summary.json").read_text())["minutes_taken"] is None
-    assert_same_result(out, finished[0])

@@ -1,7 +1,6 @@
 """The comparison of strategies: its tables, its figure, going on after a stop, and the script's answers."""
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -170,55 +169,3 @@ def test_the_figure_draws_means_and_the_best_of_all(tmp_path):
     assert labels == ["random, mean ± sd (n = 2 seeds)", "best of all 2", "pruning"]
     assert "2 not finite" in axis.get_title()
     assert (tmp_path / "progress.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--data", "mars"], "--data 'mars' is unknown"),
-        (["--kernel-set", "2,3"], "--kernel-set '2,3': want different odd sizes"),
-        (["--kernel-set", "x"], "--kernel-set 'x'"),
-        (["--budget", "7"], "--budget 7 must be at least 8"),
-        (["--seeds", "0"], "--seeds 0 must be at least 1"),
-        (["--sample", "9"], "sample=9 must be at most population=8"),
-        (["--children", "0"], "children=0 must be"),
-        (["--bits", "0"], "--bits 0 must be from 1 to 64"),
-        (["--memory-budget", "lots"], "'lots' is not an amount of memory"),
-        (["--score", "zen"], "score='zen' is unknown"),
-        (["--seed", "-1"], "--seed -1 must be"),
-    ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(options, words, tmp_path, capfd):
-    with pytest.raises(SystemExit) as stop:
-        start(*SMALL, "--out", str(tmp_path / "run"), *options)
-    assert stop.value.code == 2
-    err = capfd.readouterr().err
-    assert re.fullmatch(r"error: [^\n]+\n", err), err
-    assert words in err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("space", ["forward", "feedback", "two_cells"])
-def test_nothing_fits(space, tmp_path, capfd):
-    with pytest.raises(SystemExit) as stop:
-        start(*SMALL, "--space", space, "--out", str(tmp_path / "run"), "--memory-budget", "100B")
-    assert stop.value.code == 2
-    assert "fit" in capfd.readouterr().err
-
-
-@pytest.mark.usefixtures("quick")
-def test_another_configuration_is_refused(tmp_path, capfd):
-    start(*SMALL, "--space", "two_cells", "--out", str(tmp_path / "run"))
-    with pytest.raises(SystemExit):
-        start(*SMALL, "--space", "two_cells", "--out", str(tmp_path / "run"), "--budget", "15")
-    assert "study.budget: 14 there, 15 here" in capfd.readouterr().err
-
-
-def test_the_two_cells_note_says_what_the_score_goes_with():
-    genotypes = ["0>1:conv3 0>3:conv3 | 0>3:skip", "0>3:conv3 | 0>3:conv3", "0>3:skip | 0>1:conv3 0>3:conv3"]
-    rows = {"strategy": ["random"] * 3 + ["evolution"], "genotype": [*genotypes, genotypes[0]]}
-    table = pl.DataFrame(rows | {"score": [3.0, 2.0, 1.0, -9.0]})
-    note = beyond_enumeration.two_cells_note(table)
-    assert "Over the 3 cells" in note
-    assert "+1.00 with the convolutions of cell 1 and -1.00 with those of cell 2" in note

@@ -95,12 +95,8 @@ def test_figure(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_read_once) -> tuple[Path, list[Any]]:
     """A whole run, and the splits that were evaluated beyond the trainings' own validation."""
-    out, splits = tmp_path_factory.mktemp("runs") / "whole", []
-    with pytest.MonkeyPatch.context() as patch:
-        real = trials.evaluate
-        patch.setattr(trials, "evaluate", lambda model, split: splits.append(split) or real(model, split))
-        start(*SMALL, "--out", str(out))
-    return out, splits
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, scripts.evaluated_splits(trials, functools.partial(start, *SMALL, "--out", str(out)))
 
 
 def table_of(out: Path) -> pl.DataFrame:
@@ -190,38 +186,3 @@ def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
     start(*SMALL, "--out", str(out))
     assert len(tested) == 4 + 6
     assert table_of(out).equals(table_of(finished[0]))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--kernel-sizes", "1", "5"], "--kernel-sizes (1, 5): want 3, the reference, and at least one other"),
-        (["--kernel-sizes", "3"], "--kernel-sizes (3,)"),
-        (["--kernel-sizes", "3", "4"], "kernel_sizes is (3, 4)"),
-        (["--seeds", "2"], "--seeds 2 must be from 3 to 1000"),
-        (["--seed", "-1"], "--seed -1 must be from 0"),
-        (["--epochs", "0"], "epochs=0 must be a whole number of at least 1"),
-        (["--channels", "0"], "channels=0 must be a whole number of at least 1"),
-        (["--recipe", "magic"], "--recipe 'magic' is unknown; known: snasnet, tuned"),
-        (["--bits", "65"], "bits=65 must be a whole number from 1 to 64"),
-        (["--parameters", "100"], "kernel size 3: parameters=100 must be at least"),
-        (["--parameters", "0"], "--parameters 0 must be from 1 to"),
-        (["--cell", "0>3:conv3"], "has no convK"),
-        (["--limit-train", "8"], "batch_size = 16 is larger than the data: 8 training images"),
-        (["--data", "digits"], "--data 'digits' is unknown"),
-        (["--preset", "tpu"], "--preset 'tpu' is unknown"),
-    ],
-)
-def test_bad_input_is_one_line_and_no_folder(tmp_path, capsys, options, words):
-    assert words in refused(capsys, "--preset", "smoke", "--out", str(tmp_path / "run"), *options)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [["--epochs", "3"], ["--seeds", "4"], ["--parameters", "700"], ["--channels", "3"], ["--recipe", "snasnet"]],
-)
-def test_other_settings_are_refused(finished, capsys, change):
-    before = table_of(finished[0])
-    assert "holds a run of another configuration" in refused(capsys, *SMALL, *change, "--out", str(finished[0]))
-    assert table_of(finished[0]).equals(before)

@@ -238,24 +238,3 @@ def test_minutes_leave_a_valid_part(imagined, tmp_path, capsys, monkeypatch):
     start(*SMALL, "--rows", "tet", "ema", "--seeds", "2", *out)
     assert imagined[4:] == ["tet-seed1", "ema-seed1"]
     assert "Missing" not in (tmp_path / "run" / "report.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--rows", "nestrov"], "--rows 'nestrov' is unknown; known: sgd, rate-0.05"),
-        (["--rows", "sgd"], "--rows 'sgd' is the base or another row again: optimiser=sgd"),
-        (["--groups", "colour"], "--groups 'colour' is unknown; known: optimiser, schedule"),
-        (["--base-recipe", "magic"], "--recipe 'magic' is unknown; known: snasnet, tuned"),
-        (["--seeds", "0"], "--seeds 0 must be from 1 to 1000"),
-        (["--minutes", "0"], "--minutes 0.0 must be above 0"),
-        (["--minutes", "nan"], "--minutes nan must be above 0"),
-        (["--epochs", "0"], "epochs=0 must be a whole number of at least 1"),
-        (["--time-steps", "0"], "time_steps=0 must be"),
-        (["--batch-size", "65"], "batch_size = 65 is larger than the data: 64 training images"),
-        (["--data", "digits"], "--data 'digits' is unknown"),
-    ],
-)
-def test_bad_input_is_one_line_and_no_folder(tmp_path, capsys, options, words):
-    assert words in refused(capsys, "--preset", "smoke", "--out", str(tmp_path / "run"), *options)
-    assert not (tmp_path / "run").exists()

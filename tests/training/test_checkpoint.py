@@ -72,6 +72,12 @@ def assert_same(a: Model, b: Model) -> None:
         np.testing.assert_array_equal(x, y)
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "gap"
@@ -186,9 +192,7 @@ def damaged(exported: Path, folder: Path, damage: str) -> Path:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     elif damage == "one bit":
         array = max((p for p in files if p.parent.name == "d"), key=lambda p: p.stat().st_size)
-        content = bytearray(array.read_bytes())
-        content[len(content) // 2] ^= 1
-        array.write_bytes(content)
+        flip_a_bit(array)
     elif damage == "no metadata":
         (path / "_CHECKPOINT_METADATA").unlink()
     elif damage == "empty folder":
@@ -272,9 +276,7 @@ def spoil(folder: Path, damage: str) -> None:
     if damage == "half an array":
         array.write_bytes(array.read_bytes()[: array.stat().st_size // 2])
     elif damage == "one bit":
-        content = bytearray(array.read_bytes())
-        content[len(content) // 2] ^= 1
-        array.write_bytes(content)
+        flip_a_bit(array)
     elif damage == "no metadata":
         (folder / "_CHECKPOINT_METADATA").unlink()
     elif damage == "no seal":
