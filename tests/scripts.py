@@ -1,5 +1,6 @@
 """Scripts of the project, run in this process as the shell would."""
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -42,3 +43,7 @@ def refuses(benchmark: Any, change: dict[str, Any], words: str) -> None:
         with pytest.raises(ValueError, match=words) as error:
             benchmark.bench(benchmark.Options(quick=True, **change))
     assert "\n" not in str(error.value)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -93,6 +93,8 @@ def check_images(images: Any) -> None:
     Raises:
       ValueError: Another dtype, not four axes, no images (or an empty axis), a NaN or an infinity.
     """
+    if isinstance(images, np.ma.MaskedArray):
+        raise ValueError("images are a masked array: fill what is masked, or leave those images out")
     array = np.asarray(images)
     # jax's narrow floats (bfloat16) report kind "V" to NumPy, so they are recognised by name.
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
@@ -250,11 +252,11 @@ def _count(field: str, value: int | None, default: int, high: int) -> int:
 
 def _checked(split: Split, what: str, num_classes: int, image_shape: tuple[int, ...]) -> Split:
     """Returns the split with int32 labels, or raises ValueError saying `what` is wrong."""
-    images, labels = np.asarray(split.images), np.asarray(split.labels)
     try:
-        check_images(images)
+        check_images(split.images)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
+    images, labels = np.asarray(split.images), np.asarray(split.labels)
     if images.dtype != np.uint8:
         raise ValueError(f"{what}: images must be uint8 pixels, got dtype {images.dtype}")
     if images.shape[1:] != image_shape:

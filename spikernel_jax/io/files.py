@@ -1,7 +1,7 @@
 """Files that are whole or absent: atomic writes, JSON, JSON lines.
 
 Files are written beside their place and then moved there: a process killed at any moment leaves the old file
-or the new one. JSON lines are appended; only the last can be torn. User errors are `ValueError`s of one line.
+or the new one. User errors are `ValueError`s of one line.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,23 @@ from typing import Any
 import numpy as np
 
 _SHARED_SECONDS = 120.0  # how long the file systems of two hosts may differ
+
+
+_UNTAKEN = "[]\\*?"  # the checkpoint library takes such a path for a pattern: it "saves", and nothing can be loaded
+
+
+def usable(path: str | os.PathLike[str]) -> Path:
+    """The path, if all that a run leaves can be written under it and read back.
+
+    Raises:
+      ValueError: one line, if it holds a character that checkpoints cannot have in their path, or is not UTF-8.
+    """
+    text = os.fspath(Path(path).absolute())
+    if not text.isprintable() or any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+        raise ValueError(f"{os.fspath(path)!a}: the path must be printable text in UTF-8: choose another")
+    if found := sorted({letter for letter in text if letter in _UNTAKEN}):
+        raise ValueError(f"{path}: checkpoints cannot be kept in a path with {' '.join(found)}: choose another")
+    return Path(path)
 
 
 def one_line(error: BaseException) -> str:
@@ -193,53 +210,8 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
     return [] if there == here else [f"{name}: {json.dumps(there)} there, {json.dumps(here)} here"]
 
 
-def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
-    """Appends one record as a line, in one write; ValueError if JSON cannot hold it (NaN, infinities).
-
-    A torn last line, left by a killed process, is removed first, lest it become a broken line in the middle.
-    """
-    line = (json.dumps(as_json(record, f"a record of {path}")) + "\n").encode()
-    with open(path, "ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
-        if size and file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line)
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Reads the records of a file of JSON lines, without a last line that a killed process left torn.
-
-    Raises:
-      ValueError: the file is missing, or a line that ends in a newline is not a JSON object.
-    """
-    try:
-        *lines, _torn = Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}, is damaged: not a JSON object")
-        records.append(record)
-    return records
-
-
-def truncate_jsonl(path: str | Path, keep: Callable[[dict[str, Any]], bool]) -> int:
-    """Rewrites a file of JSON lines, atomically, with only the records that `keep` accepts.
-
-    A run that resumes from a checkpoint drops the lines written after it. A missing file stays missing.
-    Returns the number of records dropped.
-    """
-    if not Path(path).exists():
-        return 0
-    records = read_jsonl(path)
-    kept = [record for record in records if keep(record)]
+def write_jsonl(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
+    """Writes a file of JSON lines, atomically; ValueError if JSON cannot hold a record (NaN, infinities)."""
+    lines = [json.dumps(as_json(record, f"a record of {path}")) for record in records]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    return len(records) - len(kept)
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -2,18 +2,21 @@
 
 Layout of a folder::
 
-    config.json     {"config": ..., "environment": ..., "resumed": [...]}
+    config.json     {"config": ..., "id": ..., "environment": ..., "resumed": [...]}
     summary.json    a few numbers of the run, merged in as they become known
-    tables/*.parquet, figures/*.png, finalists/...
+    tables/*.parquet, each with its seal beside it; figures/*.png; finalists/...
     report.md       the page that `spikernel_jax.report.pages.write_report` makes
 
-User errors are `ValueError`s of one line.
+What a later step reads is sealed (`spikernel_jax.io.seal`) and bound to this run by its `id`. User errors are
+`ValueError`s of one line.
 """
 
 import hashlib
+import io
 import os
 import platform
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,9 +30,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import polars as pl
 
-from spikernel_jax.io import files
+from spikernel_jax.io import files, seal
 
-_PARQUET_MAGIC = b"PAR1"
+_RECORD = "config.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "spyx", "numpy")
 
 
@@ -81,10 +84,11 @@ def _git_state(root: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run's folder, made by `create` or `open`; `config` is as JSON holds it (lists, no tuples)."""
+    """One run's folder, made by `create` or `open`; `config` is as JSON holds it (lists, no tuples), `id` its own."""
 
     path: Path
     config: dict[str, Any]
+    id: str
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any]) -> "RunFolder":
@@ -101,19 +105,18 @@ class RunFolder:
           ValueError: the folder holds another configuration's run or something else, or is in use; it stays
             as it was.
         """
-        path, config = Path(path), files.as_json(config, "the configuration")
+        path, config = files.usable(path), files.as_json(config, "the configuration")
         _earlier_run(path, config)
         path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, config)
-        with run.lock():
+        with _locked(path):
             # Looked at again: another process may have made the folder its own before we held the lock.
             record = _earlier_run(path, config)
             if record is None:
-                record = {"config": config, "environment": environment()}
+                record = {"config": config, "id": secrets.token_hex(16), "environment": environment(), "resumed": []}
             else:
-                record["resumed"] = [*record.get("resumed", []), environment()]
-            run.write_json("config.json", record)
-        return run
+                record["resumed"] += [environment()]
+            seal.write_json(path / _RECORD, record, _RECORD)
+        return cls(path, config, record["id"])
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -123,7 +126,8 @@ class RunFolder:
             raise ValueError(f"{path} is not a folder: give --out the folder of an earlier run")
         if not (path / "config.json").exists():
             raise ValueError(f"{path} is not a run's folder: it has no config.json")
-        return cls(path, _read_record(path)["config"])
+        record = _read_record(path)
+        return cls(path, record["config"], record["id"])
 
     def state(self) -> str:
         """A digest of the record of all starts of this run: no two starts have the same."""
@@ -143,8 +147,9 @@ class RunFolder:
         """
         path, config = Path(path), files.as_json(config, "the configuration")
         files.await_file(path / "config.json", lambda content: hashlib.sha256(content).hexdigest() == state)
-        _earlier_run(path, config)
-        return cls(path, config)
+        record = _earlier_run(path, config)
+        assert record  # it was just seen
+        return cls(path, config, record["id"])
 
     def folder(self, name: Literal["figures", "tables", "finalists", "scores", "timing"]) -> Path:
         """A folder within this one, made when first asked for."""
@@ -155,29 +160,35 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder until the block or the process ends, however; ValueError if another holds it."""
-        with files.lock(self.path, f"another process is using this run folder: {self.path}"):
+        with _locked(self.path):
             yield
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a file of the folder, atomically; ValueError for what JSON cannot hold (NaN, infinities)."""
-        files.write_json(self.path / name, value)
+    def record(self) -> dict[str, Any]:
+        """What ran, on what, and when: `config`, `id`, `environment` of the first start, `resumed` of later ones."""
+        return _read_record(self.path)
 
-    def read_json(self, name: str) -> Any:
-        """Reads a file of the folder; ValueError if it is missing or is not JSON."""
-        return files.read_json(self.path / name)
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Writes a sealed file of the folder, atomically; ValueError for what JSON cannot hold (NaN, infinities)."""
+        seal.write_json(self.path / name, value, f"{self.id}/{name}")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Reads a file of the folder; ValueError if it is missing, or not as this run wrote it."""
+        path = self.path / name
+        return seal.read_json(path, f"{self.id}/{name}", f"restore it, or remove {path.name} to have it made anew")
 
     def update_summary(self, **fields: Any) -> None:
         """Merges `fields` into summary.json, atomically; the dictionary `seconds` is merged key by key."""
         path = self.path / "summary.json"
-        summary = files.read_json(path) if path.exists() else {}
+        summary = self.read_json("summary.json") if path.exists() else {}
         if "seconds" in fields:
             fields["seconds"] = {**summary.get("seconds", {}), **fields["seconds"]}
-        files.write_json(path, {**summary, **fields})
+        self.write_json("summary.json", {**summary, **fields})
 
     def write_table(self, name: str, table: "pl.DataFrame") -> None:
-        """Writes a table to `tables/<name>.parquet`, atomically."""
-        with files.atomic_path(self.folder("tables") / f"{name}.parquet") as temporary:
-            table.write_parquet(temporary)
+        """Writes a table to `tables/<name>.parquet`, atomically, and its seal beside it."""
+        content = io.BytesIO()
+        table.write_parquet(content)
+        seal.write(self.folder("tables") / f"{name}.parquet", content.getvalue(), f"{self.id}/{name}")
 
     def read_table(self, name: str, made_by: str, columns: Sequence[str] = ()) -> "pl.DataFrame":
         """Reads `tables/<name>.parquet`.
@@ -195,16 +206,9 @@ class RunFolder:
         path = self.path / "tables" / f"{name}.parquet"
         if not path.exists():
             raise ValueError(f"{path} is missing: run {made_by} --out {self.path} first")
-        try:
-            # Read from memory: a mapped file that is later replaced or cut would take the process with it.
-            content = path.read_bytes()
-            # Looked at first: of a cut file polars prints a panic on stderr before it raises.
-            if not (content.startswith(_PARQUET_MAGIC) and content.endswith(_PARQUET_MAGIC)):
-                raise ValueError("not a whole Parquet file")
-            table = pl.read_parquet(content)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-            reason = files.one_line(error)
-            raise ValueError(f"{path} is damaged ({reason}): delete it and run {made_by} again") from None
+        # Checked before it is parsed: of some damage the reader makes a wrong table, of some it ends the process.
+        content = seal.read(path, f"{self.id}/{name}", f"delete it and run {made_by} again")
+        table = pl.read_parquet(content)
         if missing := [column for column in columns if column not in table.columns]:
             lacks = f"{path} lacks the column {', '.join(map(repr, missing))}"
             raise ValueError(f"{lacks}: delete it and run {made_by} again")
@@ -233,7 +237,11 @@ def _earlier_run(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    record = files.read_json(path / "config.json")
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise ValueError(f"{path / 'config.json'} holds no configuration: remove the folder and run again")
-    return record
+    remedy = "restore it, or remove the folder and run again"
+    return seal.read_json(path / _RECORD, _RECORD, remedy)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with files.lock(path, f"another process is using this run folder: {path}"):
+        yield

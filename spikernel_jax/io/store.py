@@ -1,6 +1,7 @@
 """Results of a long computation, piece by piece in a folder."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,9 @@ from spikernel_jax.io.files import as_json, atomic_path, await_file, differences
 _SUM = "sha256"  # name of the array that holds the sum of a piece's others
 
 
-def _arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of arrays: names, types, shapes and contents."""
-    digest = hashlib.sha256()
+def _arrays_digest(owner: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of arrays: whose they are, names, types, shapes and contents."""
+    digest = hashlib.sha256(owner.encode())
     for name in sorted(arrays):
         digest.update(repr((name, arrays[name].dtype.str, arrays[name].shape)).encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
@@ -46,6 +47,11 @@ class ResultStore:
             raise ValueError(f"{self.folder} has no fingerprint.json: remove it or choose another --out")
         else:
             write_json(path, fingerprint)
+        self._whose = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+    def _owner(self, index: int) -> str:
+        """Binds a piece to this computation and to its place in it."""
+        return f"{self._whose}/{index}"
 
     @classmethod
     def join(cls, folder: str | Path, fingerprint: dict[str, Any]) -> "ResultStore":
@@ -81,23 +87,19 @@ class ResultStore:
             if name in (_SUM, "file", "allow_pickle") or value.dtype.kind in "OV":
                 raise ValueError(f"cannot store array {name!r} of type {value.dtype}: rename or convert it")
         # The sum goes first: damage to an entry of the archive's directory can hide those that follow it.
-        values = {_SUM: np.asarray(_arrays_digest(values)), **values}
+        values = {_SUM: np.asarray(_arrays_digest(self._owner(index), values)), **values}
         with atomic_path(self._path(index)) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **values)
 
     def load(self, index: int) -> dict[str, np.ndarray]:
-        """Reads one piece; ValueError if it is missing or damaged.
-
-        A piece of an earlier version holds no sum of its arrays and is taken as it is.
-        """
+        """Reads one piece; ValueError if it is missing, damaged, or another computation's or index's."""
         path = self._path(index)
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             # The archive's own sums miss damage to an array's header that makes it shorter.
-            written = arrays.pop(_SUM, None)
-            if written is not None and str(written) != _arrays_digest(arrays):
-                raise ValueError("its arrays differ from what was saved")
+            if str(arrays.pop(_SUM, None)) != _arrays_digest(self._owner(index), arrays):
+                raise ValueError("its arrays are not what was saved here")
             return arrays
         except FileNotFoundError:
             raise ValueError(f"{path} is missing: piece {index} has not been computed") from None

@@ -1,6 +1,8 @@
 """What the experiment scripts share: options, errors in one line, progress lines."""
 
 import dataclasses
+import io
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -120,8 +122,11 @@ class ProcessOptions:
 
 
 def say(text: str) -> None:
-    """Prints a line of progress at once."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+    """Prints a line of progress at once; work goes on where nobody reads any more."""
+    try:
+        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def join_processes(options: ProcessOptions) -> Processes:
@@ -166,7 +171,15 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
     Work that a signal stopped after saving says so in one line and exits with 143 (SIGTERM) or 130 (SIGINT). A
     SIGINT that is ignored from the start, as in a background job of a shell without job control, stays ignored.
     """
-    options = tyro.cli(options_type, description=description)
+    for stream in (sys.stdout, sys.stderr):  # a terminal's alphabet must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        options = tyro.cli(options_type, description=description)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     script = Path(body.__code__.co_filename).resolve()
     started = script in (Path(word).resolve() for word in sys.orig_argv[1:])  # else another program calls it
     if started and getattr(options, "huge_pages", False):

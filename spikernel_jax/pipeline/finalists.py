@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from spikernel_jax.cells.space import CellSpace, kernel_set
-from spikernel_jax.io.files import read_jsonl
 from spikernel_jax.pipeline import trials
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.trials import Trial
 from spikernel_jax.report import figures
 from spikernel_jax.training.checkpoint import save_model
+from spikernel_jax.training.keep import epochs_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -64,7 +64,7 @@ def train_finalists(job: Job) -> "pl.DataFrame":
                 _export(job, trial, own | {"source": job.data.source, "score": scores[trial.kind]})
         table = table_of(found, names, trained)
         run.write_table("finalists", table)
-        curves = {trial.name: read_jsonl(trials.folder(job, trial) / "metrics.jsonl") for trial in trainings}
+        curves = {trial.name: epochs_of(trials.folder(job, trial)) for trial in trainings}
         title = f"Training of the finalists, {job.data.name}"
         figures.training_figure(curves, run.folder("figures") / "training.png", title)
     return table

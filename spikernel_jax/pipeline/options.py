@@ -20,6 +20,8 @@ from spikernel_jax.search.queue import STRATEGIES, NothingFitsError, memory_of
 from spikernel_jax.training.recipe import DEFAULT_RECIPE, RECIPES
 
 KEEP = ("rule", "all")
+_MOST_SAMPLES = 1_000_000  # a set of two sizes has 4,243 distinct cells
+_LARGEST_SET = 4
 _KNOWN = {"keep": KEEP, "strategy": STRATEGIES, "fidelity": NAMES, "recipe": tuple(RECIPES)}
 
 
@@ -62,8 +64,13 @@ class StepOptions:
         for name, known in _KNOWN.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"--{name} {value!r} is unknown; known: {', '.join(known)}")
-        if self.samples < 1:
-            raise ValueError(f"--samples {self.samples} must be at least 1")
+        if not 1 <= self.samples <= _MOST_SAMPLES:
+            raise ValueError(f"--samples {self.samples} must be at least 1, and at most {_MOST_SAMPLES:,}")
+        for own in self.sets or ():
+            if len(own) > _LARGEST_SET:
+                raise ValueError(
+                    f"--sets {_text((own,))}: want at most {_LARGEST_SET} sizes in a set, to list its cells"
+                )
         if self.sets is None:
             return
         if len(set(self.sets)) < len(self.sets):
@@ -101,7 +108,12 @@ def impact_genotypes(kernel_sizes: Sequence[int], cell: str) -> tuple[CellSpace,
     space = CellSpace(tuple(sorted(kernel_sizes)))
     if "convK" not in cell:
         raise ValueError(f"--cell {cell!r} has no convK: want explicit notation as '0>1:convK 1>3:convK 0>3:skip'")
-    return space, {k: space.parse(cell.replace("convK", f"conv{k}")) for k in space.kernel_sizes}
+    rows = {k: space.parse(cell.replace("convK", f"conv{k}")) for k in space.kernel_sizes}
+    first = rows[space.kernel_sizes[0]]
+    if (live := space.prune(first[None])[0]).tolist() != first.tolist():
+        kept = space.explicit(live).replace(f"conv{space.kernel_sizes[0]}", "convK")
+        raise ValueError(f"--cell {cell!r} has edges that lead nowhere: what is left of it is {kept!r}")
+    return space, rows
 
 
 def resolve(

@@ -1,173 +1,55 @@
-"""Step 3, search: ranks the cells of every kernel set by a training-free score, and marks each set's best.
+"""Step 3, search: ranks the cells of every kernel set by a training-free score, and marks each set's best."""
 
-Successive halving scores all cells that fit the budget at the lowest fidelity, the best tenth of each set at the
-next, and the best hundredth at full size (after Jamieson & Talwalkar, AISTATS 2016, with sizes of network and
-draws in the place of training time). The other strategies score at one fidelity.
-"""
-
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
-from numpy.typing import NDArray
 
-from spikernel_jax.cells.space import CellSpace, kernel_set_text
+from spikernel_jax.cells.space import kernel_set_text
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import figures
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
-from spikernel_jax.scoring.scorer import Scorer, Scores, make_bank, paired_standard_errors
-from spikernel_jax.search import queue
-from spikernel_jax.snn import cost
-from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.scoring.scorer import paired_standard_errors
+from spikernel_jax.search import halving
+from spikernel_jax.search.halving import Cells, Rung, Search
+from spikernel_jax.search.queue import NothingFitsError
+from spikernel_jax.snn.cost import Cost, costs
 
 if TYPE_CHECKING:
     import polars as pl
 
-FRACTIONS = (1.0, 0.1, 0.01)  # of each set's cells, at low, medium and full fidelity
-_LEAST = 8  # cells that a set keeps, so that a small set is not decided at the lowest fidelity
 
-
-class Cells(NamedTuple):
-    """What is searched."""
-
-    space: CellSpace  # the union space
-    trained: NetworkSpec  # the network that would be trained
-    members: list[NDArray[np.int8]]  # cells of each set
-    rows: NDArray[np.int8]  # all distinct ones
-    positions: list[NDArray[np.int64]]  # of each set's cells in `rows`
-
-
-class Rung(NamedTuple):
-    """What came of one fidelity."""
-
-    name: str
-    at: NDArray[np.int64]  # positions in `Cells.rows`, increasing
-    scores: Scores
-
-
-def find_cells(job: Job, sets: Sequence[tuple[int, ...]]) -> Cells:
-    """The cells that the job's strategy looks at; `halving` and `random` rule out those over the budget."""
+def settled(job: Job, sets: Sequence[tuple[int, ...]]) -> Search:
+    """The search of these sets that a job's options ask for."""
     options = job.options
-    space = CellSpace(tuple(sorted({k for s in sets for k in s})))
-    trained = job.network(space)
-
-    def fits(rows: NDArray[np.int8]) -> NDArray[np.bool_]:
-        return queue.memory_of(trained, rows, options.bits) <= options.memory_budget
-
-    members = [
-        queue.candidates(
-            space, s, strategy="random" if options.strategy == "random" else "exhaustive", samples=options.samples,
-            key=job.key(Purpose.SAMPLED_CELLS), fits=None if options.strategy == "exhaustive" else fits,
-        )
-        for s in sets
-    ]  # fmt: skip
-    return gather(space, trained, members)
-
-
-def gather(space: CellSpace, trained: NetworkSpec, members: list[NDArray[np.int8]]) -> Cells:
-    """The distinct cells of all sets, and where each set's are among them."""
-    rows, position = np.unique(np.concatenate(members), axis=0, return_inverse=True)
-    return Cells(
-        space, trained, members, rows, np.split(position.ravel(), np.cumsum([len(own) for own in members])[:-1])
-    )
-
-
-def rungs(job: Job) -> list[tuple[str, Fidelity]]:
-    """The fidelities that the job scores at, in order."""
-    every: dict[str, Fidelity] = dict(zip(NAMES, job.preset.fidelities, strict=True))
-    if job.options.strategy == "halving":
-        return list(every.items())
-    return [(job.options.fidelity, every[job.options.fidelity])]
-
-
-def promoted(cells: Cells, at: NDArray[np.int64], scores: NDArray[np.float64], fraction: float) -> NDArray[np.int64]:
-    """Positions in `cells.rows` of the best of each set: `fraction` of its cells, at least a few.
-
-    Args:
-      cells: what is searched.
-      at: positions of the cells that were scored.
-      scores: theirs; a cell without a finite score is never promoted.
-      fraction: of each set.
-    """
-    value = np.full(len(cells.rows), -np.inf)
-    value[at] = np.where(np.isfinite(scores), scores, -np.inf)
-    kept = []
-    for own in cells.positions:
-        order = own[np.argsort(-value[own], kind="stable")]
-        order = order[np.isfinite(value[order])]
-        kept.append(order[: max(_LEAST, math.ceil(fraction * len(own)))])
-    return np.unique(np.concatenate(kept))
-
-
-def _units(job: Job, cells: Cells, name: str, fidelity: Fidelity, at: NDArray[np.int64]) -> queue.Units:
-    """What is scored at one rung: cells, weights, images, and where the scores are kept."""
-    preset = job.preset
-    spec = fidelity.network(cells.trained)
-    index = NAMES.index(name)
-    bank = make_bank(jax.random.fold_in(job.key(Purpose.SCORING_BANKS), index), spec, fidelity.seeds)
-    images = fidelity.images(jax.random.fold_in(job.key(Purpose.SCORING_IMAGES), index), job.data, cells.trained)
-    chunk = queue.unit_rows(spec, fidelity.batch)
-    scorer = Scorer(bank, images, spec, score=preset.score, chunk=chunk, say=job.say)
-    origin = {"data": job.data.name, "seed": job.seed, "train": len(job.data.train.labels)}
-    origin |= {"strategy": job.options.strategy, "fidelity": name}
-    return queue.Units(
-        cells.rows[at],
-        scorer,
-        job.run.folder("scores") / name,
-        seeds=fidelity.seeds,
-        chunk=chunk,
-        inputs=queue.inputs_of(spec, preset.score, scorer.precision, bank, images) | origin,
+    rungs: dict[str, Fidelity] = dict(zip(NAMES, job.preset.fidelities, strict=True))
+    at = NAMES if options.strategy == "halving" else (options.fidelity,)
+    return Search(
+        sets=tuple(tuple(s) for s in sets),
+        trained=job.network(halving.union(sets)),
+        strategy=options.strategy,
+        samples=options.samples,
+        budget=options.memory_budget,
+        bits=options.bits,
+        score=job.preset.score,
+        rungs=tuple((name, rungs[name]) for name in at),
+        cells_key=job.key(Purpose.SAMPLED_CELLS),
+        banks_key=job.key(Purpose.SCORING_BANKS),
+        images_key=job.key(Purpose.SCORING_IMAGES),
+        folder=job.run.folder("scores"),
+        origin={"data": job.data.name, "seed": job.seed, "train": len(job.data.train.labels)},
         processes=job.processes,
-        name=name,
+        say=job.say,
     )
 
 
 def join_search(job: Job) -> None:
-    """What a process other than the first does of `search_sets`: it scores, and writes nothing but scores.
-
-    Raises:
-      ValueError: if the first process gave up, or its run folder is not seen here.
-    """
-    cells = find_cells(job, [tuple(s) for s in job.processes.hear("sets")])
-    for name, fidelity in rungs(job):
-        at = np.array(job.processes.hear(f"{name}/cells"), np.int64)
-        queue.score_share(_units(job, cells, name, fidelity, at))
+    """What a process other than the first does of `search_sets`; errors as `halving.share_rungs`."""
+    halving.share_rungs(settled(job, [tuple(s) for s in job.processes.hear("sets")]), job.data)
 
 
-def score_rungs(job: Job, cells: Cells) -> list[Rung]:
-    """Scores the cells at the lowest fidelity, and those promoted at the next ones."""
-    results: list[Rung] = []
-    at = np.arange(len(cells.rows))
-    for (name, fidelity), fraction in zip(rungs(job), FRACTIONS, strict=False):
-        if results:
-            at = promoted(cells, at, results[-1].scores.scores, fraction)
-        spec = fidelity.network(cells.trained)
-        job.say(
-            f"  {name}: {len(at)} cells, C = {spec.channels}, B = {fidelity.batch}, T = {spec.time_steps}, "
-            f"{spec.image_shape[0]}x{spec.image_shape[1]} images, R = {fidelity.seeds}"
-        )
-        job.processes.tell(f"{name}/cells", at.tolist())
-        units, last = _units(job, cells, name, fidelity, at), name == rungs(job)[-1][0]
-        results.append(Rung(name, at, queue.score_units(units, last=last, progress=queue.progress_line(job.say))))
-    return results
-
-
-def _winner(own: NDArray[np.int64], results: Sequence[Rung], memory: NDArray[np.int64], budget: int) -> int | None:
-    """Position of a set's best cell: by the highest fidelity at which one of its cells has a finite score."""
-    for rung in reversed(results):
-        mine = np.isin(rung.at, own)
-        best = queue.best_under_budget(np.where(mine, rung.scores.scores, np.nan), memory[rung.at], budget)
-        if best is not None:
-            return int(rung.at[best])
-    return None
-
-
-def table_of(
-    sets: Sequence[tuple[int, ...]], cells: Cells, total: cost.Cost, results: Sequence[Rung], budget: int
-) -> "pl.DataFrame":
+def table_of(search: Search, cells: Cells, total: Cost, results: Sequence[Rung]) -> "pl.DataFrame":
     """A row for each set and cell, the set's best under the budget marked as its finalist.
 
     `score` and its errors are those at the highest fidelity that a cell was scored at (`fidelity`): compare cells of
@@ -176,11 +58,10 @@ def table_of(
     have.
 
     Args:
-      sets: kernel sets.
-      cells: theirs.
+      search: what is searched.
+      cells: its cells.
       total: what each of `cells.rows` costs.
       results: of each fidelity, lowest first.
-      budget: bytes.
     """
     import polars as pl
 
@@ -193,12 +74,12 @@ def table_of(
             columns[name][at] = values
         reached[at], lif_calls[at] = index, scores.lif_calls
     tables = []
-    for kernel_set, own, at in zip(sets, cells.members, cells.positions, strict=True):
-        winner = _winner(at, results, memory, budget)
+    for kernel_set, own, at in zip(search.sets, cells.members, cells.positions, strict=True):
+        winner = halving.winner(at, results, memory, search.budget)
         tables.append(
             pl.DataFrame({
                 "kernel_set": [kernel_set_text(kernel_set)] * len(at),
-                "genotype": [cells.space.explicit(row) for row in own],
+                "genotype": [search.trained.space.explicit(row) for row in own],
                 **{name: values[at] for name, values in columns.items()},
                 "fidelity": [results[index].name for index in reached[at]],
                 "first_score": results[0].scores.scores[at],
@@ -206,7 +87,7 @@ def table_of(
                 "lif_calls": lif_calls[at],
                 "conv_edges": total.conv_edges[at] // 2,
                 "memory_bytes": memory[at],
-                "fits": memory[at] <= budget,
+                "fits": memory[at] <= search.budget,
                 "finalist": at == (-1 if winner is None else winner),
             })
         )  # fmt: skip
@@ -229,22 +110,21 @@ def search_sets(job: Job, sets: Sequence[tuple[int, ...]]) -> "pl.DataFrame":
       NothingFitsError: if no cell of any set fits the budget.
       ValueError: if no cell that fits has a finite score, or the folder holds another search.
     """
-    budget, bits = job.options.memory_budget, job.options.bits
     with job.step("search"):
-        cells = find_cells(job, sets)
-        total = cost.costs(cells.trained, cells.rows, bits) if len(cells.rows) else None
-        if total is None or total.memory_bytes.min() > budget:
-            raise queue.NothingFitsError(
-                f"no cell of any set fits --memory-budget {format_bytes(budget)} at {bits} bits"
-            )
+        search = settled(job, sets)
+        cells = halving.find_cells(search)
+        total = costs(search.trained, cells.rows, search.bits) if len(cells.rows) else None
+        if total is None or total.memory_bytes.min() > search.budget:
+            budget = f"--memory-budget {format_bytes(search.budget)} at {search.bits} bits"
+            raise NothingFitsError(f"no cell of any set fits {budget}")
         job.remember("sets", "keep", "strategy", "samples", "fidelity", "memory_budget", "bits")
-        job.say(f"step 3, search ({job.options.strategy}): {len(cells.rows)} distinct cells in {len(sets)} sets")
+        job.say(f"step 3, search ({search.strategy}): {len(cells.rows)} distinct cells in {len(sets)} sets")
         job.processes.tell("sets", sets)
-        results = score_rungs(job, cells)
-        table = table_of(sets, cells, total, results, budget)
+        results = list(halving.score_rungs(search, cells, job.data))
+        table = table_of(search, cells, total, results)
         _say_of(job, table, int((~np.isfinite(results[0].scores.scores)).sum()))
         job.run.write_table("search", table)
-        _figure(job, table)
+        _figure(job, search, table)
     return table
 
 
@@ -260,10 +140,10 @@ def _say_of(job: Job, table: "pl.DataFrame", infinite: int) -> None:
     job.say(f"  {infinite} of {cells} cells have no finite score (two images with the same spikes)")
 
 
-def _figure(job: Job, table: "pl.DataFrame") -> None:
+def _figure(job: Job, search: Search, table: "pl.DataFrame") -> None:
     import polars as pl
 
-    name, fidelity = rungs(job)[0]
+    name, fidelity = search.rungs[0]
     title = f"{job.preset.score} of every cell scored, {job.data.name}, {name} fidelity, R = {fidelity.seeds}"
     drawn = table.with_columns(score=pl.col("first_score"), score_se=pl.col("first_score_se"))
     figures.search_figure(drawn, job.run.folder("figures") / "search.png", title)

@@ -32,7 +32,7 @@ def write_summary_report(job: Job) -> Path:
         (100 * pl.col("test_sd")).alias("sd of test"),
         (pl.col("memory_bytes") / 1024).alias(memory),
     )  # fmt: skip
-    record = run.read_json("config.json")
+    record = run.record()
     summary = run.read_json("summary.json")
     environment = record["environment"]
     about = "\n".join(f"- {name}: `{environment[name]}`" for name in environment)

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.io.files import differences, read_json, read_jsonl, write_json
+from spikernel_jax.io.files import differences
 from spikernel_jax.io.units import duration
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
+from spikernel_jax.training.keep import epochs_of
 from spikernel_jax.training.loop import TrainingDivergedError, evaluate, measure_spikes, train
 from spikernel_jax.training.recipe import TrainConfig
 
@@ -120,10 +121,8 @@ def finished(job: Job, trial: Trial) -> dict[str, Any] | None:
     path = folder(job, trial) / "result.json"
     if not path.exists():
         return None
-    kept = read_json(path)
-    if not isinstance(kept, dict) or not isinstance(kept.get("result"), dict):
-        raise ValueError(f"{path} holds no result: remove {path.parent} to train again")
-    if differing := differences(kept.get("settings"), trial.settings()):
+    kept = job.run.read_json(f"trainings/{trial.name}/result.json")
+    if differing := differences(kept["settings"], trial.settings()):
         raise ValueError(f"{path} is of other settings ({'; '.join(differing)}): remove {path.parent} to train again")
     return kept["result"]
 
@@ -143,10 +142,10 @@ def measured(job: Job, model: Model) -> dict[str, Any]:
 
 def tested(job: Job, trial: Trial) -> float:
     """Test accuracy of a trained network; asked for once, and then kept in its folder."""
-    path = folder(job, trial) / "test.json"
-    if not path.exists():
-        write_json(path, {"test_accuracy": evaluate(fit(job, trial), job.data.test)})
-    return float(read_json(path)["test_accuracy"])
+    name = f"trainings/{trial.name}/test.json"
+    if not (job.run.path / name).exists():
+        job.run.write_json(name, {"test_accuracy": evaluate(fit(job, trial), job.data.test)})
+    return float(job.run.read_json(name)["test_accuracy"])
 
 
 def run(job: Job, trial: Trial, clock: Clock, place: str, *, keep_diverged: bool = False) -> dict[str, Any]:
@@ -184,17 +183,13 @@ def run(job: Job, trial: Trial, clock: Clock, place: str, *, keep_diverged: bool
         total = cost.costs(trial.spec, np.asarray(trial.genotype)[None], job.options.bits)
         result: dict[str, Any] = {"parameters": int(total.parameters[0]), "memory_bytes": int(total.memory_bytes[0])}
         result |= {"synops": None, "energy_nj": None}
-        accuracy, diverged = None, len(_epochs(path)) + 1
+        accuracy, diverged = None, len(epochs_of(path)) + 1
     clock.done(trial)
-    seconds = sum(float(record["seconds"]) for record in _epochs(path))
+    seconds = sum(float(record["seconds"]) for record in epochs_of(path))
     result |= {"macs": cost.stem_macs(trial.spec), "seconds": round(seconds, 3)}
     result |= {"validation_accuracy": accuracy, "diverged_epoch": diverged}
-    write_json(path / "result.json", {"settings": trial.settings(), "result": result})
+    job.run.write_json(f"trainings/{trial.name}/result.json", {"settings": trial.settings(), "result": result})
     return result
-
-
-def _epochs(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(log) if (log := path / "metrics.jsonl").exists() else []
 
 
 def _epoch_line(job: Job, trial: Trial, clock: Clock, name: str, last: list[float], record: dict[str, Any]) -> None:

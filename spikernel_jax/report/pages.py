@@ -168,9 +168,9 @@ def write_report(run: RunFolder, sections: Sequence[tuple[str, str]]) -> Path:
     It opens with what the run ran on. The sections follow, each a heading and Markdown text, and then the
     figures of the run that no section links.
     """
-    record = run.read_json("config.json")
+    record = run.record()
     commits, devices = [], []
-    for where in (record["environment"], *record.get("resumed", [])):  # a run may go on somewhere else
+    for where in (record["environment"], *record["resumed"]):  # a run may go on somewhere else
         git, device = where["git"], where["device"]
         commits.append(git["commit"][:12] + (" with changes" if git["dirty"] else "") if git else "unknown")
         devices.append(f"{device['count']} x {device['kind']}, jax {where['versions']['jax']}")

@@ -24,6 +24,7 @@ from spikernel_jax.data import check_images
 from spikernel_jax.scoring import engine
 from spikernel_jax.scoring.scores import get_score, scored_spec
 from spikernel_jax.snn import network
+from spikernel_jax.snn.neurons import whole
 from spikernel_jax.snn.spec import NetworkSpec
 
 Array = jax.Array
@@ -79,9 +80,7 @@ def make_bank(key: Array, spec: NetworkSpec, seeds: int = 1) -> network.Params:
       >>> make_bank(jax.random.key(0), spec, seeds=2)["stem"]["kernel"].shape
       (2, 3, 3, 1, 4)
     """
-    if seeds < 1:
-        raise ValueError(f"seeds={seeds} must be at least 1")
-    return _draw_bank(key, scored_spec(spec), seeds)
+    return _draw_bank(key, scored_spec(spec), whole("seeds", seeds, 1, 1_000_000))
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "seeds"))  # op by op it takes seconds
@@ -214,6 +213,22 @@ def _ladder(method: str, program: engine.Program, batch: int) -> Iterator[tuple[
         yield "each", dataclasses.replace(program, steps=1), why
 
 
+def _seeds_of(bank: network.Params, spec: NetworkSpec) -> int:
+    """R of R banks; ValueError where they are not of this network, which would score others than are asked for."""
+    wanted = jax.eval_shape(functools.partial(_draw_bank, spec=spec, seeds=1), jax.random.key(0))
+    if missing := sorted(wanted.keys() - bank.keys()):
+        raise ValueError(f"bank has no {missing[0]!r}: want one of make_bank with the spec of these sizes")
+    seeds = {len(leaf) for leaf in jax.tree.leaves(bank)}
+    for layer, arrays in wanted.items():
+        for name, array in arrays.items():
+            shape = np.shape(bank[layer][name])[1:] if name in bank[layer] else None
+            if shape != array.shape[1:]:
+                raise ValueError(f"bank: {layer}'s {name} is [R, *{shape}], this network's [R, *{array.shape[1:]}]")
+    if len(seeds) != 1:
+        raise ValueError(f"bank: its arrays are of {sorted(seeds)} replicates; want one number")
+    return seeds.pop()
+
+
 class Scorer:
     """Scores candidates on all local devices, each replicate with a bank and a batch of its own.
 
@@ -246,7 +261,7 @@ class Scorer:
         """Arguments as those of `score_population`; `say` prints a line."""
         get_score(score)
         spec = scored_spec(spec)
-        self.seeds = len(bank["stem"]["kernel"])
+        self.seeds = _seeds_of(bank, spec)
         batches = np.asarray(images)
         batches = np.broadcast_to(batches, (self.seeds, *batches.shape)) if batches.ndim == 4 else batches
         if batches.ndim != 5 or len(batches) != self.seeds or batches.shape[2:] != spec.image_shape:

@@ -238,7 +238,10 @@ class _Results:
 
     def read(self, store: ResultStore) -> None:
         """Adds the units that are on disk and not here."""
-        for unit in sorted(store.done() - self.units):
+        done = store.done()
+        if stray := sorted(done - {*range(self.job.units)}):
+            raise ValueError(f"{store.folder} holds pieces {stray}, and this job has {self.job.units}: delete those")
+        for unit in sorted(done - self.units):
             self.add(unit, store.load(unit))
 
     @property

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import spyx
 from flax import nnx
 from jax import lax
@@ -43,6 +44,13 @@ def require_known(spec: Any, **known: Sequence[str]) -> None:
     for field, names in known.items():
         if (value := getattr(spec, field)) not in names:
             raise ValueError(f"{field}={value!r} is unknown; known: {', '.join(names)}")
+
+
+def whole(field: str, value: Any, least: int, most: int) -> int:
+    """A whole number in its range, as an int; ValueError naming the field else."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise ValueError(f"{field}={value!r} must be a whole number of at least {least}, and at most {most:,}")
+    return int(value)
 
 
 @dataclasses.dataclass(frozen=True)

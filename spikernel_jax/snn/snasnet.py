@@ -13,9 +13,10 @@ import numpy as np
 from spikernel_jax.cells.space import FORWARD_EDGES, CellSpace
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, hashable
-from spikernel_jax.snn.neurons import NeuronSpec
+from spikernel_jax.snn.neurons import NeuronSpec, whole
 from spikernel_jax.snn.spec import CELLS, NetworkSpec, layer_name
 
+_LARGEST = 2**30  # bytes of one array; SNASNet's largest has 0.13 GB
 _FIXED = (  # layer, public prefix of its convolution or linear layer, of its batch norm
     ("stem", "stem.0", "stem.1"),
     ("transition.in", None, "downconv1.0"),
@@ -52,6 +53,9 @@ def _read(source: Any) -> dict[str, np.ndarray]:
             elif path.endswith(".npz"):
                 # Opened here, because np.load leaves a truncated archive open.
                 with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                    sizes = {entry.filename: entry.file_size for entry in archive.zip.infolist()}
+                    if large := [name for name, size in sizes.items() if size > _LARGEST]:
+                        raise ValueError(f"state_dict={path!r}: {large[0]} unpacks to over {_LARGEST:,} bytes")
                     source = {name: archive[name] for name in archive.files}
             else:
                 raise ValueError(f"state_dict={path!r}: want a .npz or a .safetensors file")
@@ -138,7 +142,10 @@ def load_snasnet(
             raise ValueError(f"state_dict has no {name!r}, which cell {space.format(row)!r} needs")
         if dimensions not in (None, public[name].ndim):
             raise ValueError(f"state_dict: {name} has shape {public[name].shape}: want {dimensions} dimensions")
-        return public[name]
+        array = public[name]
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError(f"state_dict: {name} has dtype {array.dtype} or a NaN or infinity: want finite floats")
+        return array
 
     channels, image_channels = get("stem.0.weight", 4).shape[:2]
     hidden, features = get("classifier.1.weight", 2).shape
@@ -146,6 +153,8 @@ def load_snasnet(
     classes: int = outputs // (10 if outputs <= 100 else 5) if num_classes is None else num_classes
     if classes < 1 or outputs % classes:
         raise ValueError(f"num_classes={classes} does not divide the {outputs} outputs of classifier.3")
+    for name, value, most in (("image_size", image_size, 4096), ("stem_stride", stem_stride, 2)):
+        whole(name, value, 1, most)
     if head_pool is None:
         side = image_size // stem_stride // 2
         fitting = [p for p in range(1, side + 1) if 2 * channels * (side // p) ** 2 == features]
@@ -188,10 +197,12 @@ def load_snasnet(
             entry["scale"] = _shaped(get(f"{norm}.weight"), width, norm)
             entry["bias"] = _shaped(get(f"{norm}.bias"), width, norm)
             zeros = np.zeros_like(entry["scale"])
-            stats[layer] = {
-                "mean": jnp.asarray(_shaped(public.get(f"{norm}.running_mean", zeros), width, norm)),
-                "var": jnp.asarray(_shaped(public.get(f"{norm}.running_var", zeros + 1), width, norm)),
-            }
+            running = {"mean": zeros, "var": zeros + 1}  # at their start, where the file has none at all
+            if any(name.endswith((".running_mean", ".running_var")) for name in public):
+                running = {name: _shaped(get(f"{norm}.running_{name}"), width, norm) for name in running}
+            if (running["var"] < 0).any():
+                raise ValueError(f"state_dict: {norm}.running_var has values below 0")
+            stats[layer] = {name: jnp.asarray(value) for name, value in running.items()}
         params[layer] = {name: jnp.asarray(value) for name, value in entry.items()}
     return Model(spec, hashable(row), params, stats, mean, std, {"source": "SNASNet checkpoint"})
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from spikernel_jax.cells.canonical import FIRST_CONV, SKIP, ZERO
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.snn.neurons import NeuronSpec, require_known
+from spikernel_jax.snn.neurons import NeuronSpec, require_known, whole
 from spikernel_jax.snn.operations import NORMS
 
 HEADS = ("snasnet", "gap")
@@ -36,6 +36,17 @@ class Site(NamedTuple):
 
     neurons: int
     calls: Any
+
+
+_RANGES = {
+    "channels": (1, 65_536),
+    "time_steps": (1, 10_000),
+    "num_classes": (2, 1_000_000),
+    "stem_stride": (1, 2),
+    "head_pool": (1, 4096),
+    "head_hidden": (1, 1_000_000),
+    "neurons_per_class": (1, 10_000),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +98,12 @@ class NetworkSpec:
 
     def __post_init__(self) -> None:
         """Refuses what no network can be."""
-        object.__setattr__(self, "image_shape", tuple(self.image_shape))
-        for name in ("channels", "time_steps", "head_pool", "head_hidden", "neurons_per_class"):
-            if not (isinstance(value := getattr(self, name), int | np.integer) and value >= 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+        if len(tuple(self.image_shape)) != 3:
             raise ValueError(f"image_shape={self.image_shape} must be (height, width, channels), each >= 1")
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes={self.num_classes} must be at least 2")
-        if self.stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride={self.stem_stride} must be 1 or 2")
+        shape = tuple(whole(f"image_shape={tuple(self.image_shape)}: side", n, 1, 4096) for n in self.image_shape)
+        object.__setattr__(self, "image_shape", shape)
+        for name, (least, most) in _RANGES.items():  # as Python's ints: NumPy's narrow ones overflow in products
+            object.__setattr__(self, name, whole(name, getattr(self, name), least, most))
         require_known(self, norm=NORMS, head=HEADS, shortcut=SHORTCUTS)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")

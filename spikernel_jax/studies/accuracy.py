@@ -31,6 +31,7 @@ from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.checkpoint import save_model
+from spikernel_jax.training.keep import epochs_of
 from spikernel_jax.training.loop import evaluate, train
 
 FINISH_SECONDS = 6.0  # figure, export and page after the last epoch
@@ -264,7 +265,7 @@ def train_in_time(timed: TimedTraining, out: str | Path) -> dict[str, Any]:
     run = open_folder(out, timed.config(), timed.data, timed.say)
     with run.lock():
         if (run.path / _PLAN).exists():
-            plan = _read_plan(run)
+            plan = run.read_json(_PLAN)
             timed.say(f"resumed: {plan['epochs']} epochs as planned at the first start" + (
                 f"; its limit of {plan['minutes']:g} minutes was planned for that start alone" if "minutes" in plan
                 else ""))  # fmt: skip
@@ -276,13 +277,6 @@ def train_in_time(timed: TimedTraining, out: str | Path) -> dict[str, Any]:
         model = dataclasses.replace(model, metrics=model.metrics | {"test_accuracy": test, "source": timed.data.source})
         save_model(run.path / _MODEL, model)
         return _conclude(timed, run, plan, model)
-
-
-def _read_plan(run: RunFolder) -> dict[str, Any]:
-    plan = run.read_json(_PLAN)
-    if not (isinstance(plan, dict) and isinstance(epochs := plan.get("epochs"), int) and epochs >= 1):
-        raise ValueError(f"{run.path / _PLAN} names no epochs: remove {run.path} to train again")
-    return plan
 
 
 def _train(timed: TimedTraining, run: RunFolder, plan: dict[str, Any]) -> Model:
@@ -324,14 +318,14 @@ def _test(timed: TimedTraining, run: RunFolder, model: Model) -> float:
 
 def _conclude(timed: TimedTraining, run: RunFolder, plan: dict[str, Any], model: Model) -> dict[str, Any]:
     """Figure, summary and page."""
-    records = files.read_jsonl(run.path / _TRAINING / "metrics.jsonl")
+    records = epochs_of(run.path / _TRAINING)
     seconds = [float(record["seconds"]) for record in records]
     compilation = plan.get("costs", {}).get("start", 0.0)
     if len(seconds) > 1:
         compilation += max(0.0, seconds[0] - statistics.median(seconds[1:]))
     path = run.path / "summary.json"
     there = run.read_json("summary.json") if path.exists() else {}
-    resumed = len(run.read_json("config.json").get("resumed", ()))
+    resumed = len(run.record()["resumed"])
     title = (
         f"{timed.data.name}, {timed.preset_name}, seed {timed.seed}, {len(timed.data.train.labels):,} training images"
     )
@@ -358,7 +352,7 @@ def _sections(
     timed: TimedTraining, run: RunFolder, plan: dict[str, Any], summary: dict[str, Any]
 ) -> list[tuple[str, str]]:
     preset, counts = timed.preset, timed.config()["images"]
-    command = " ".join(run.read_json("config.json")["environment"]["command"])
+    command = " ".join(run.record()["environment"]["command"])
     recipe = dataclasses.asdict(preset.training) | {"epochs": plan["epochs"]}
     planned, taken = summary["minutes_planned"], summary["minutes_taken"]
     about = (

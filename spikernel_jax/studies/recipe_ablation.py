@@ -297,8 +297,8 @@ def summary_markdown(summary: "pl.DataFrame", narrow: bool = False) -> str:
 
 
 def _sections(job: Job, base: Base, summary: "pl.DataFrame", missing: Sequence[Trial]) -> list[tuple[str, str]]:
-    record = job.run.read_json("config.json")
-    starts = [record["environment"], *record.get("resumed", [])]
+    record = job.run.record()
+    starts = [record["environment"], *record["resumed"]]
     commands = dict.fromkeys(shlex.join(["python", *start["command"]]) for start in starts)
     where = record["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())

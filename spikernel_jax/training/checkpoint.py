@@ -7,9 +7,10 @@ its seal, the SHA-256 of every file, tells later damage.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import numpy as np
 from spikernel_jax.io import files
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, hashable
-from spikernel_jax.snn.spec import spec_from_json, spec_to_json
+from spikernel_jax.snn.spec import NetworkSpec, spec_from_json, spec_to_json
 
 _FORMAT = "spikernel_jax model, 1"
 _SUMS = "sha256.json"
+_METADATA = "_CHECKPOINT_METADATA"  # where orbax keeps custom metadata
 _KEPT = 2  # training checkpoints
 _OTHER_BYTES = 1 << 20  # what orbax writes of a state besides its arrays, generously
 
@@ -41,8 +43,12 @@ def _abstract(tree: Any) -> Any:
 
 def _sums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a checkpoint, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    there = sorted(path for path in folder.rglob("*") if path.name != _SUMS)
+    for path in there:  # a link leads out of the seal, and to read a pipe may never end
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.relative_to(folder)} is no file of its own")
+    sums = ((path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in there if path.is_file())
+    return {str(path.relative_to(folder)): digest for path, digest in sums}
 
 
 def _seal(folder: Path) -> None:
@@ -67,7 +73,7 @@ def _check_seal(folder: Path) -> None:
 def _is_model(folder: Path) -> bool:
     """Whether a folder holds an exported model, by what it says of itself; orbax would log of one that does not."""
     try:
-        record = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())
+        record = json.loads((folder / _METADATA).read_bytes())
         return record["custom_metadata"]["format"] == _FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -96,7 +102,7 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
       '0001 0000 0000 0000'
     """
     ocp = _orbax()
-    target = Path(path).absolute()
+    target = files.usable(path).absolute()
     if os.path.lexists(target):
         empty = target.is_dir() and not any(target.iterdir())
         if not (empty or _is_model(target)):
@@ -111,9 +117,13 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
         "std": list(model.std),
         "metrics": model.metrics,
     }
+    arrays = {"params": model.params, "stats": model.stats}
     with files.atomic_folder(target) as fresh:
-        ocp.save(fresh, {"params": model.params, "stats": model.stats}, custom_metadata=metadata)
+        ocp.save(fresh, arrays, custom_metadata=metadata)
         _seal(fresh)
+        back = ocp.load(fresh, _abstract(arrays))  # the library may say that it saved, and have saved nothing
+        if not all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(arrays))):
+            raise OSError(f"{path}: what was saved is not what was to be saved")
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
@@ -147,18 +157,22 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         spec = spec_from_json(metadata["spec"])
         genotype = hashable(np.asarray(metadata["genotype"], np.int8))
         abstract = jax.eval_shape(lambda: network.init(jax.random.key(0), spec, genotype))
+        mean, std, metrics = (metadata[name] for name in ("mean", "std", "metrics"))
+        _check_normalisation(spec, mean, std)
+        if not isinstance(metrics, dict):
+            raise ValueError(f"metrics={metrics!r} must be an object")
         arrays = ocp.load(folder, _abstract({"params": abstract[0], "stats": abstract[1]}))
     except Exception as error:  # orbax raises many types, with messages of many lines
         raise ValueError(f"{path}: the model cannot be loaded: {files.one_line(error)}") from None
-    return Model(
-        spec,
-        genotype,
-        arrays["params"],
-        arrays["stats"],
-        tuple(metadata["mean"]),
-        tuple(metadata["std"]),
-        metadata["metrics"],
-    )
+    return Model(spec, genotype, arrays["params"], arrays["stats"], tuple(mean), tuple(std), metrics)
+
+
+def _check_normalisation(spec: NetworkSpec, mean: Any, std: Any) -> None:
+    channels = spec.image_shape[2]
+    for name, values in (("mean", mean), ("std", std)):
+        finite = isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        if not finite or len(values) != channels or (name == "std" and min(values) <= 0):
+            raise ValueError(f"{name}={values!r} must be {channels} finite numbers{' above 0' * (name == 'std')}")
 
 
 class TrainingCheckpoints:
@@ -199,8 +213,10 @@ class TrainingCheckpoints:
         missing = max(_KEPT + 1 - len(self._steps()), 1)  # a third one is there while it is written
         files.check_room(self._path, missing * size)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, records: Sequence[dict[str, Any]] = ()) -> None:
         """Saves the state after a step and keeps the one before it; returns when both are on disk.
+
+        `records`, what is known of the epochs so far, are kept with it under its seal.
 
         Checkpoints that `restore` passed over, damaged or older, are removed.
 
@@ -216,9 +232,10 @@ class TrainingCheckpoints:
         if step < max(self._good, default=0):
             raise ValueError(f"step={step} must not be before the last one saved, {max(self._good, default=0)}")
         self._drop_but(self._good)  # before writing, for the room they take
+        kept = {"fingerprint": self._fingerprint, "records": list(records)}
         try:
             with files.atomic_folder(self._path / str(step)) as fresh:
-                _orbax().save(fresh, state, custom_metadata={"fingerprint": self._fingerprint})
+                _orbax().save(fresh, state, custom_metadata=kept)
                 _seal(fresh)
         except Exception as error:  # orbax raises many types, with messages of many lines
             reason = files.one_line(error)
@@ -226,8 +243,10 @@ class TrainingCheckpoints:
         self._good = [*[kept for kept in self._good if kept < step][1 - _KEPT :], step]
         self._drop_but(self._good)
 
-    def restore(self, like: Any, say: Callable[[str], None] = lambda _: None) -> tuple[int, Any]:
-        """The newest state that is not damaged, and its step; (0, `like`) where there is no checkpoint.
+    def restore(self, like: Any, say: Callable[[str], None] = lambda _: None) -> tuple[int, Any, list[dict[str, Any]]]:
+        """The newest state that is not damaged, its step before it and its records behind it.
+
+        Where there is no checkpoint, (0, `like`, []).
 
         Args:
           like: a state of the same shapes and dtypes.
@@ -244,21 +263,22 @@ class TrainingCheckpoints:
             except (ValueError, OSError) as error:
                 damaged.append(f"the checkpoint of step {step} is damaged ({files.one_line(error)})")
                 continue
-            state = self._load(step, like)
+            state, records = self._load(step, like)
             if damaged:
                 say(f"{self._path}: {', '.join(damaged)}: going on from step {step}")
             self._good = steps[index : index + _KEPT][::-1]
-            return step, state
+            return step, state, records
         if damaged:
             raise self._unreadable(", ".join(damaged))
         self._good = []
-        return 0, like
+        return 0, like, []
 
-    def _load(self, step: int, like: Any) -> Any:
-        """The state of a checkpoint whose files are as they were saved, so what fails here is no damage."""
+    def _load(self, step: int, like: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """State and records of a checkpoint whose files are as they were saved, so what fails here is no damage."""
         ocp, folder = _orbax(), self._path / str(step)
         try:
-            there = ocp.metadata(folder).custom_metadata["fingerprint"]
+            kept = ocp.metadata(folder).custom_metadata
+            there, records = kept["fingerprint"], kept["records"]
             differing = sorted(
                 key for key in there.keys() | self._fingerprint.keys()
                 if there.get(key) != self._fingerprint.get(key)
@@ -271,12 +291,29 @@ class TrainingCheckpoints:
                 f"{self._path} holds another training run ({', '.join(differing)} differ): "
                 "remove it or choose another folder"
             )
-        return state
+        return state, records
 
     def _unreadable(self, reason: str) -> ValueError:
         return ValueError(
             f"{self._path}: the training checkpoint cannot be read ({reason}); remove that folder to train again"
         )
+
+
+def last_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Records of the newest undamaged state of a folder of training checkpoints; none where there is no state.
+
+    Raises:
+      ValueError: one line, if all states are damaged.
+    """
+    folder = Path(path).absolute()
+    steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()] if folder.is_dir() else []
+    for step in sorted(steps, reverse=True):
+        with contextlib.suppress(ValueError, OSError):
+            _check_seal(folder / str(step))
+            return json.loads((folder / str(step) / _METADATA).read_bytes())["custom_metadata"]["records"]
+    if steps:
+        raise ValueError(f"{path}: the training checkpoints are damaged: remove that folder to train again")
+    return []
 
 
 @contextlib.contextmanager
@@ -292,7 +329,7 @@ def training_checkpoints(path: str | os.PathLike[str], fingerprint: dict[str, An
     Raises:
       ValueError: one line, if the folder cannot be made or written to, or another process trains in it.
     """
-    folder = Path(path).absolute()
+    folder = files.usable(path).absolute()
     files.check_room(folder, 0)
     with files.lock(folder, f"another process is training in {folder}"):
         for stale in folder.glob(".*.tmp"):  # of a killed process

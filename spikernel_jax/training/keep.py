@@ -9,8 +9,10 @@ import jax
 
 from spikernel_jax.io import files
 from spikernel_jax.io.signals import StopRequest, stop_signals
-from spikernel_jax.training.checkpoint import TrainingCheckpoints, training_checkpoints
+from spikernel_jax.training.checkpoint import TrainingCheckpoints, last_records, training_checkpoints
 from spikernel_jax.training.devices import to_all, to_one
+
+_STATE = "state"
 
 
 class Keeper:
@@ -53,7 +55,10 @@ class Keeper:
 
 
 class _InFolder(Keeper):
-    """Keeps the newest two states in ``state/``, and a line of metrics an epoch in ``metrics.jsonl``."""
+    """Keeps the newest two states in ``state/``, with the metrics of all epochs under their seal.
+
+    ``metrics.jsonl``, a line an epoch, is for people: it is written anew from the state where it is torn or gone.
+    """
 
     def __init__(
         self,
@@ -64,7 +69,7 @@ class _InFolder(Keeper):
         say: Callable[[str], None],
     ):
         self._folder, self._checkpoints, self._devices, self._say = folder, checkpoints, devices, say
-        self._log = folder / "metrics.jsonl"
+        self._records: list[dict[str, Any]] = []
         self.stop = stop
 
     @property
@@ -73,32 +78,36 @@ class _InFolder(Keeper):
         return f"; last checkpoint: {f'step {last}' if last else 'none'} in {self._folder}"
 
     def restore(self, state: Any, steps: int, total: int) -> Any:
-        step, state = self._checkpoints.restore(to_one(state), self._say)
+        step, state, self._records = self._checkpoints.restore(to_one(state), self._say)
         if step < total:
             self._checkpoints.check_room(state)
-        files.truncate_jsonl(self._log, lambda record: self._epoch(record) <= step // steps)
+        self._write_log()
         return to_all(self._devices, state)
 
     def log(self, record: dict[str, Any]) -> None:
-        files.append_jsonl(self._log, record)
+        self._records.append(record)
 
     def save(self, step: int, state: Any) -> None:
-        self._checkpoints.save(step, to_one(state))
+        self._checkpoints.save(step, to_one(state), self._records)
+        self._write_log()
         if self.stop:
             self.stop.check()
 
-    def logged(self, epochs: int) -> dict[str, Any]:
-        records = files.read_jsonl(self._log) if self._log.exists() else []
-        if not records or self._epoch(records[-1]) != epochs:
-            raise ValueError(
-                f"{self._log} has no metrics of the last epoch, {epochs}: remove {self._folder} to train again"
-            )
-        return records[-1]
+    def _write_log(self) -> None:
+        """Anew, for it is no more than a copy."""
+        log = self._folder / "metrics.jsonl"
+        if self._records or log.exists():
+            files.write_jsonl(log, self._records)
 
-    def _epoch(self, record: dict[str, Any]) -> int:
-        if not isinstance(epoch := record.get("epoch"), int):
-            raise ValueError(f"{self._log} has a line without an epoch: remove {self._folder} to train again")
-        return epoch
+    def logged(self, epochs: int) -> dict[str, Any]:
+        if len(self._records) != epochs:
+            raise ValueError(f"{self._folder} has no metrics of the last epoch, {epochs}: remove it to train again")
+        return self._records[-1]
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a training's epochs, as they were sealed with its newest state; errors as `last_records`."""
+    return last_records(folder / _STATE)
 
 
 @contextlib.contextmanager
@@ -121,5 +130,5 @@ def kept(
     if folder is None:
         yield Keeper()
         return
-    with training_checkpoints(folder / "state", fingerprint) as checkpoints, stop_signals() as stop:
+    with training_checkpoints(folder / _STATE, fingerprint) as checkpoints, stop_signals() as stop:
         yield _InFolder(folder, checkpoints, stop, devices, say)

@@ -22,6 +22,7 @@ from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
 from spikernel_jax.io.signals import StopRequest
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, eval_logits, hashable
+from spikernel_jax.snn.neurons import whole
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 from spikernel_jax.training import recipe
 from spikernel_jax.training.devices import BATCH, devices_for, shared, to_all, to_one
@@ -245,7 +246,7 @@ def train(
       >>> model(data.test.images).shape
       (16, 10)
     """
-    codes = hashable(genotype)
+    codes, seed = hashable(genotype), whole("seed", seed, 0, 2**32 - 1)  # a key holds 32 bits of it
     spec.codes(codes)
     _check_fit(spec, data, config)
     if folder is not None and jax.process_count() > 1:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from spikernel_jax.data import augment, cutmix, cutout, mixup, normalise, trivial_augment
+from spikernel_jax.snn.neurons import require_known, whole
 
 Array = jax.Array
 
@@ -117,8 +118,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuses what cannot be trained with."""
         for name in ("epochs", "batch_size"):
-            if not (isinstance(value := getattr(self, name), int | np.integer) and value >= 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1, 1_000_000_000))
+        for name in ("flip", "trivial"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         for name in ("learning_rate", "mix_alpha"):
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise ValueError(f"{name}={value} must be finite and above 0")
@@ -130,19 +133,9 @@ class TrainConfig:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay={self.weight_decay} must be finite and at least 0")
         for name in ("padding", "cutout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        known = {
-            "optimiser": OPTIMISERS,
-            "schedule": SCHEDULES,
-            "loss": LOSSES,
-            "mix": MIXES,
-            "decayed": DECAYED,
-            "precision": PRECISIONS,
-        }
-        for name, values in known.items():
-            if (value := getattr(self, name)) not in values:
-                raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(values)}")
+            object.__setattr__(self, name, whole(name, getattr(self, name), 0, 4096))
+        require_known(self, optimiser=OPTIMISERS, schedule=SCHEDULES, loss=LOSSES)
+        require_known(self, mix=MIXES, decayed=DECAYED, precision=PRECISIONS)
         if self.schedule == "one_cycle" and self.warmup:
             raise ValueError(f"warmup={self.warmup}: the one_cycle schedule has a rise of its own; give warmup=0")
 

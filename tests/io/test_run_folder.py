@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+import scripts
 from spikernel_jax.io import files, run_folder
-from spikernel_jax.io.files import append_jsonl, read_jsonl, truncate_jsonl
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.io.store import ResultStore
 
@@ -48,15 +48,15 @@ def test_create_records_what_it_ran_on(tmp_path):
     assert where["device"]["kind"]
     assert where["command"] == sys.argv
     assert where["created"].endswith("+00:00")
-    assert "resumed" not in record
+    assert record["resumed"] == []
     assert {p.name for p in run.path.iterdir()} == {"config.json", ".lock"}
 
 
 def test_create_again_continues_and_keeps_the_first_environment(tmp_path):
-    first = RunFolder.create(tmp_path, CONFIG).read_json("config.json")["environment"]
+    first = RunFolder.create(tmp_path, CONFIG).record()["environment"]
     for times in (1, 2):
         run = RunFolder.create(tmp_path, json.loads(json.dumps(CONFIG, default=str)))
-        record = run.read_json("config.json")
+        record = run.record()
         assert record["environment"] == first
         assert len(record["resumed"]) == times
     assert RunFolder.open(tmp_path) == run
@@ -100,19 +100,16 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, v
     assert not (tmp_path / "new").exists()
     run = RunFolder.create(tmp_path / "run", CONFIG)
     run.write_json("x.json", {"a": np.float32(0.5), "b": np.int64(3)})
-    append_jsonl(run.path / "m.jsonl", {"loss": 1.0})
     before = contents(run.path)
     with pytest.raises(ValueError, match="JSON cannot hold"):
         run.write_json("x.json", {"a": value})
-    with pytest.raises(ValueError, match="JSON cannot hold"):
-        append_jsonl(run.path / "m.jsonl", {"loss": value})
     assert contents(run.path) == before
     assert run.read_json("x.json") == {"a": 0.5, "b": 3}
 
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [(None, "not a run"), ("{", "damaged"), ("", "damaged"), ("[]", "no con"), ("{}", "no con")],
+    [(None, "not a run"), ("{", "damaged"), ("", "damaged"), ("[]", "not as this run"), ("{}", "not as this run")],
 )
 def test_open_refuses_what_is_no_run(tmp_path, text, match):
     if text is not None:
@@ -151,7 +148,7 @@ def test_table_round_trip_and_damage(tmp_path, capfd):
     whole = path.read_bytes()
     for broken in (b"", whole[:3], whole[: len(whole) // 2], whole[:-1], b"PAR1" + bytes(50) + b"PAR1"):
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"scores\.parquet is damaged .*search\.py") as error:
+        with pytest.raises(ValueError, match=r"scores\.parquet is not as this run wrote it: .*search\.py") as error:
             run.read_table("scores", "experiments/search.py")
         one_line(error)
         if not broken.endswith(b"PAR1"):
@@ -313,45 +310,18 @@ def test_git_state_of_a_checkout_of_its_own_only(tmp_path):
 # JSON lines
 
 
-def test_jsonl_survives_a_tear_at_every_byte(tmp_path):
+def test_jsonl_is_written_whole(tmp_path):
     path = tmp_path / "m.jsonl"
-    records = [{"epoch": 1, "name": "é"}, {"epoch": 2, "x": [1.5, None]}, {"epoch": 3}]
-    for record in records:
-        append_jsonl(path, record)
-    whole = path.read_bytes()
-    assert read_jsonl(path) == records
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        complete = records[: whole[:cut].count(b"\n")]
-        assert read_jsonl(path) == complete
-        append_jsonl(path, {"epoch": 9})
-        assert read_jsonl(path) == [*complete, {"epoch": 9}]
+    records = [{"epoch": 1, "name": "é"}, {"epoch": 2, "x": [1.5, None]}]
+    files.write_jsonl(path, records)
+    assert scripts.read_jsonl(path) == records
+    with pytest.raises(ValueError, match="JSON cannot hold"):
+        files.write_jsonl(path, [{"loss": float("nan")}])
+    assert scripts.read_jsonl(path) == records
+    assert contents(tmp_path).keys() == {"m.jsonl"}
 
 
-@pytest.mark.parametrize("line", ["{broken", "[1]", "3", ""])
-def test_jsonl_names_a_broken_earlier_line(tmp_path, line):
-    path = tmp_path / "m.jsonl"
-    path.write_text(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 2,") as error:
-        read_jsonl(path)
-    one_line(error)
-    with pytest.raises(ValueError, match="is missing"):
-        read_jsonl(tmp_path / "absent.jsonl")
-
-
-def test_truncate_jsonl_drops_what_came_after_the_checkpoint(tmp_path):
-    path = tmp_path / "m.jsonl"
-    assert truncate_jsonl(path, lambda record: True) == 0
-    assert not path.exists()
-    for epoch in range(5):
-        append_jsonl(path, {"epoch": epoch})
-    with path.open("a") as file:
-        file.write('{"epoch": 5, "lo')
-    assert truncate_jsonl(path, lambda record: record["epoch"] <= 2) == 2
-    assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n'
-
-
-# Chunks
+# Pieces of a long computation
 
 
 def test_pieces_round_trip(tmp_path):
@@ -454,10 +424,16 @@ def test_a_chunk_with_other_arrays_or_of_an_earlier_version(tmp_path):
     )
     for arrays in others:
         np.savez(path, sha256=digest, **arrays)
-        with pytest.raises(ValueError, match=r"is damaged \(its arrays differ"):
+        with pytest.raises(ValueError, match=r"is damaged \(its arrays are not"):
             store.load(0)
-    np.savez(path, a=np.arange(4))  # written before sums were
-    assert list(store.load(0)) == ["a"]
+    np.savez(path, a=np.arange(4))  # without a sum
+    with pytest.raises(ValueError, match="is damaged"):
+        store.load(0)
+    for other, index in ((ResultStore(tmp_path / "other", {"seed": 9}), 0), (store, 1)):
+        other.save(index, a=np.arange(4))
+        path.write_bytes((other.folder / f"chunk-{index:06d}.npz").read_bytes())
+        with pytest.raises(ValueError, match="is damaged"):  # another computation's, another index's
+            store.load(0)
 
 
 @pytest.mark.parametrize(
@@ -490,7 +466,7 @@ LOCKER = """
 import sys, time
 from pathlib import Path
 from spikernel_jax.io.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1]), {}).lock():
+with RunFolder(Path(sys.argv[1]), {}, "").lock():
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -519,12 +495,12 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
+from spikernel_jax.io import seal
 from spikernel_jax.io.store import ResultStore
-from spikernel_jax.io.files import append_jsonl, read_jsonl
 from spikernel_jax.io.run_folder import RunFolder
 
-run = RunFolder(Path(sys.argv[1]), {})
-metrics = run.path / "metrics.jsonl"
+run = RunFolder(Path(sys.argv[1]), {}, "own")
+sealed = run.path / "table"
 moments = random.Random(0)
 
 def write():
@@ -532,7 +508,7 @@ def write():
     for index in range(1_000_000):
         store.save(index % 40, a=np.full(100_000, index), b=np.full(1000, -index))
         run.update_summary(step=index, padding="x" * 50_000, seconds={str(index % 7): 1.0})
-        append_jsonl(metrics, {"step": index, "padding": "y" * 20_000})
+        seal.write(sealed, bytes([index % 256]) * 100_000, "own")
 
 for _ in range(12):
     writer = os.fork()
@@ -548,9 +524,9 @@ for _ in range(12):
         assert (piece["b"] == np.full(1000, -piece["a"][0])).all()
     if (run.path / "summary.json").exists():
         assert len(run.read_json("summary.json")["padding"]) == 50_000
-    if metrics.exists():
-        assert all(len(record["padding"]) == 20_000 for record in read_jsonl(metrics))
-print(len(store.done()), len(read_jsonl(metrics)))
+    if sealed.exists():
+        assert len(set(seal.read(sealed, "own", ""))) == 1
+print(len(store.done()), int(sealed.exists()))
 """
 
 

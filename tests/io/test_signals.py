@@ -158,7 +158,7 @@ class Options:
 def work(options):
     like = {"sum": jax.numpy.zeros((), "int32")}
     with training_checkpoints(options.out, {}) as checkpoints, signals.stop_signals() as stop:
-        done, state = checkpoints.restore(like, print)
+        done, state, _ = checkpoints.restore(like, print)
         print("from", done, flush=True)
         for step in range(done + 1, options.steps + 1):
             state = {"sum": state["sum"] + step}

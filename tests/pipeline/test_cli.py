@@ -222,7 +222,7 @@ def test_a_truncated_table(script, table, made_by, left, made, refused):
     path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
     before = contents(made)
     line = refused(script, "--out", str(made))
-    assert f"{table}.parquet is damaged" in line
+    assert f"{table}.parquet is not as this run wrote it" in line
     assert f"experiments/{made_by}.py" in line
     assert contents(made) == before
 
@@ -276,7 +276,7 @@ def test_sets_of_sizes_that_were_not_measured(made, refused):
 
 def test_options_of_an_earlier_step_are_kept_and_no_others_accepted(made, refused):
     options = {"memory_budget": 20_000, "bits": 8, "keep": "all", "sets": [[1, 3]]}
-    (made / "options.json").write_text(json.dumps(options))
+    RunFolder.open(made).write_json("options.json", options)
     before = contents(made)
     for given, there in ((["--memory-budget", "8KiB"], "20000"), (["--keep", "rule"], "all"), (["--bits", "4"], "8")):
         line = refused("search", "--out", str(made), *given)
@@ -286,7 +286,7 @@ def test_options_of_an_earlier_step_are_kept_and_no_others_accepted(made, refuse
     start("tradeoff", "--out", str(made), "--bits", "4")  # asks what another device would get
     assert RunFolder.open(made).read_json("summary.json")["chosen"]["bits"] == 4
     assert RunFolder.open(made).read_json("summary.json")["chosen"]["memory_budget_bytes"] == 20_000
-    assert json.loads((made / "options.json").read_text()) == options
+    assert RunFolder.open(made).read_json("options.json") == options
 
 
 def test_the_recipe_of_an_earlier_step_is_kept_and_no_other_accepted(made, refused, monkeypatch):

@@ -21,7 +21,6 @@ import pytest
 import scripts
 from spikernel_jax import costs, evaluate, load_dataset, load_model
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.io.files import read_jsonl
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.snn.network import parameter_count
 
@@ -64,7 +63,7 @@ def environment(explored, with_devices) -> dict[str, str]:
 
 def summary_of(out: Path) -> dict[str, Any]:
     """summary.json but for the times and the folder's own name."""
-    summary = json.loads((out / "summary.json").read_text())
+    summary = RunFolder.open(out).read_json("summary.json")
     assert set(summary.pop("seconds")) == {"impact", "search", "training", "baselines", "tradeoff"}
     path = Path(summary["chosen"].pop("checkpoint"))
     return summary | {"checkpoint": str((out / path).relative_to(out))}
@@ -94,7 +93,9 @@ def test_the_folder_holds_what_users_rely_on(explored):
         "trainings",
         "scores",
     }
-    assert {path.name for path in (out / "tables").iterdir()} == {f"{name}.parquet" for name in TABLES}
+    assert {path.name for path in (out / "tables").iterdir()} == {
+        f"{name}.parquet{end}" for name in TABLES for end in ("", ".seal")
+    }
     figures = list((out / "figures").iterdir())
     assert {path.name for path in figures} == {f"{n}.png" for n in ("impact", "search", "training", "tradeoff")}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
@@ -119,14 +120,14 @@ def test_all_networks_are_trained_alike(explored):
     configs = [json.loads((path / "result.json").read_text())["settings"]["config"] for path in trained]
     assert all(config == configs[0] for config in configs)
     for path in trained:
-        epochs = [record["epoch"] for record in read_jsonl(path / "metrics.jsonl")]
+        epochs = [record["epoch"] for record in scripts.read_jsonl(path / "metrics.jsonl")]
         assert epochs == list(range(1, settings["epochs"] + 1))
 
 
 def test_baselines_are_what_they_say(explored):
     out, _ = explored
     tables = tables_of(out)
-    summary = json.loads((out / "summary.json").read_text())
+    summary = RunFolder.open(out).read_json("summary.json")
     baselines, budget = tables["baselines"], summary["chosen"]["memory_budget_bytes"]
     finalists = dict(tables["finalists"].select("name", "genotype").iter_rows())
     one = baselines.unique("name", maintain_order=True)
@@ -164,7 +165,7 @@ def test_the_screen_shows_progress_and_the_table(explored):
 
 def test_the_summary_names_the_chosen_model(explored):
     out, _ = explored
-    summary = json.loads((out / "summary.json").read_text())
+    summary = RunFolder.open(out).read_json("summary.json")
     assert all(isinstance(value, float) and value >= 0 for value in summary["seconds"].values())
     chosen = summary["chosen"]
     model = load_model(out / chosen["checkpoint"])
@@ -278,4 +279,4 @@ def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, 
     run("explore", *SMOKE, "--out", str(out))
     assert_same_results(out, explored[0])
     for path in out.glob("trainings/*/metrics.jsonl"):
-        assert [record["epoch"] for record in read_jsonl(path)] == [1, 2]
+        assert [record["epoch"] for record in scripts.read_jsonl(path)] == [1, 2]

@@ -14,9 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+import scripts
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Split
-from spikernel_jax.pipeline import baselines, impact, kernel_sets, presets, search, trials
+from spikernel_jax.pipeline import baselines, finalists, impact, kernel_sets, presets, search, trials
 from spikernel_jax.pipeline.finalists import train_finalists
 from spikernel_jax.pipeline.job import Job, open_job
 from spikernel_jax.pipeline.tradeoff import choose_model
@@ -59,6 +60,8 @@ def job(tmp_path, monkeypatch) -> Job:
     smoke = dataclasses.replace(presets.get_preset("mnist5k", "smoke"), kernel_sizes=(1, 3), sets=((1, 3), (3,)))
     monkeypatch.setitem(presets.PRESETS["mnist5k"], "smoke", smoke)
     monkeypatch.setattr(trials, "train", made_up_training)
+    for module in (trials, finalists):  # what a training seals, it did not make up
+        monkeypatch.setattr(module, "epochs_of", lambda folder: scripts.read_jsonl(folder / "metrics.jsonl"))
     monkeypatch.setattr(
         trials, "measured",
         lambda job, model: {"parameters": 1, "memory_bytes": 9000, "synops": len(job.data.validation.labels) * 1.0,
@@ -82,9 +85,8 @@ def test_scores_come_from_training_images(job):
     """Other validation images change no score, other training images do."""
 
     def scored(of: Job) -> float:
-        cells = search.find_cells(of, [(3,)])
-        fidelity = of.preset.fidelities[0]
-        return float(np.asarray(fidelity.images(jax.random.key(1), of.data, cells.trained)).sum())
+        fidelity, trained = of.preset.fidelities[0], search.settled(of, [(3,)]).trained
+        return float(np.asarray(fidelity.images(jax.random.key(1), of.data, trained)).sum())
 
     flipped = {
         name: dataclasses.replace(
@@ -108,14 +110,14 @@ def test_the_choice_goes_by_validation_where_test_says_the_reverse(job, monkeypa
     monkeypatch.setattr(trials, "evaluate", reversed_order)
     test = Split(np.zeros((2, 28, 28, 1), np.uint8), np.zeros(2, np.int32))
     job = dataclasses.replace(job, data=dataclasses.replace(job.data, test=test))
-    finalists = train_finalists(job)
+    table = train_finalists(job)
     baselines.train_baselines(job)
     assert all(split is test for split in evaluated)
     trained = len(list(job.run.path.glob("trainings/*/test.json")))
     assert len(evaluated) == trained  # once for each trained network
     choose_model(job)
     chosen = job.run.read_json("summary.json")["chosen"]
-    mean = finalists.group_by("name").agg(pl.col("validation_accuracy").mean(), pl.col("test_accuracy").mean())
+    mean = table.group_by("name").agg(pl.col("validation_accuracy").mean(), pl.col("test_accuracy").mean())
     assert len(mean) == 2
     assert mean["validation_accuracy"].n_unique() == 2
     best = mean.sort("validation_accuracy")["name"][-1]

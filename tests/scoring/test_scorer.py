@@ -294,7 +294,7 @@ def test_refuses_bad_input(change, words, bank):
 
 
 def test_a_bank_has_at_least_one_seed():
-    with pytest.raises(ValueError, match="seeds=0 must be at least 1"):
+    with pytest.raises(ValueError, match="seeds=0 must be a whole number of at least 1"):
         make_bank(KEY, SPEC, 0)
 
 

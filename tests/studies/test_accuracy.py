@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import scripts
 from spikernel_jax import load_model
 from spikernel_jax.data import Dataset, Split, load_dataset
-from spikernel_jax.io import files
+from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import job
 from spikernel_jax.pipeline.presets import OWN, TIMED_PRESETS, get_timed_preset
 from spikernel_jax.snn.cost import parameters_of
@@ -40,13 +40,13 @@ def in_this_process():
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    lines = files.read_jsonl(out / "training" / "metrics.jsonl")
+    lines = scripts.read_jsonl(out / "training" / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 def assert_same_result(a: Path, b: Path) -> None:
     assert records(a) == records(b)
-    assert files.read_json(a / "test.json") == files.read_json(b / "test.json")
+    assert RunFolder.open(a).read_json("test.json") == RunFolder.open(b).read_json("test.json")
     models = [load_model(out / "checkpoint") for out in (a, b)]
     jax.tree.map(np.testing.assert_array_equal, *[(model.params, model.stats) for model in models])
 
@@ -154,7 +154,7 @@ def test_a_run_leaves_curve_test_model_and_page(finished):
     images = load_dataset("mnist5k", **LIMITS)
     (split,) = splits  # the test images, once
     assert np.array_equal(split.images, images.test.images)
-    summary = files.read_json(out / "summary.json")
+    summary = RunFolder.open(out).read_json("summary.json")
     curve = records(out)
     assert [record["epoch"] for record in curve] == [1, 2]
     assert summary["validation_accuracy"] == curve[-1]["validation_accuracy"]
@@ -165,7 +165,7 @@ def test_a_run_leaves_curve_test_model_and_page(finished):
     assert model.metrics["source"] == images.source
     # Stem 9·2, transition 9·2·4, cells 9·2·2 + 9·4·4; norms of 2, 2, 4, 4, 2 and 4 channels; head 4·10 + 10.
     assert summary["parameters"] == 18 + 72 + 36 + 144 + 2 * 18 + 50
-    assert files.read_json(out / "plan.json") == {"epochs": 2}
+    assert RunFolder.open(out).read_json("plan.json") == {"epochs": 2}
     assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "report.md").read_text()
     for words in (images.source, "356 parameters", "n = 1", "T = 2", "batch_size 16", "accuracy.py --preset smoke",
@@ -176,7 +176,7 @@ def test_a_run_leaves_curve_test_model_and_page(finished):
 def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):
     out = tmp_path / "all"
     start(*SMALL, "--minutes", "inf", "--all-images", "--ema", "0.5", "--mix", "cutmix", "--out", str(out))
-    config = files.read_json(out / "config.json")["config"]
+    config = RunFolder.open(out).config
     assert config["images"] == {"train": 96, "validation": 32, "test": 32}
     assert {name: config["settings"]["training"][name] for name in ("ema", "mix")} == {"ema": 0.5, "mix": "cutmix"}
     assert capsys.readouterr().out.count("validation (trained on)") == 3  # two epochs and the end
@@ -197,7 +197,7 @@ def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
     real = accuracy.train
 
     def watched(*arguments: Any, folder: Path, **named: Any) -> Any:
-        plans.append(files.read_json(out / "plan.json") if folder == out / "training" else out.exists())
+        plans.append(RunFolder.open(out).read_json("plan.json") if folder == out / "training" else out.exists())
         return real(*arguments, folder=folder, **named)
 
     monkeypatch.setattr(accuracy, "train", watched)
@@ -279,5 +279,5 @@ def test_a_damaged_plan_is_one_line(finished, tmp_path, capsys):
     (out / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
     for content in ("{}", '{"epochs": 0}', "[2]"):
         (out / "plan.json").write_text(content)
-        assert "plan.json names no epochs" in refused(capsys, *SMALL, "--minutes", "inf", "--out", str(out))
+        assert "plan.json is not as this run wrote it" in refused(capsys, *SMALL, "--minutes", "inf", "--out", str(out))
     assert not (out / "training").exists()

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import publish_run as tool
+from spikernel_jax.io import seal
 from spikernel_jax.io.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,10 +21,10 @@ def finished_run(path: Path) -> Path:
     """A run with every kind of file, opened twice, whose command lines hold paths of a machine."""
     config = {"data": "mnist5k", "data_dir": "/home/me/my data", "cell": "0>1:conv3", "out": "runs/a"}
     run = RunFolder.create(path, config)
-    record = RunFolder.create(path, config).read_json("config.json")
+    record = RunFolder.create(path, config).record()
     record["environment"]["command"] = ["/home/me/repo/experiments/explore.py", "--out=/srv/a b/run", "--bits", "8"]
     record["resumed"][0]["command"] = ["/home/me/repo/experiments/explore.py", "--data-dir", "/srv/tfds/"]
-    run.write_json("config.json", record)
+    seal.write_json(path / "config.json", record, "config.json")
     run.write_json("summary.json", {"checkpoint": "/home/me/runs/a/finalists/f0", "best": 0.5, "none": None})
     text = "Data in /home/me/tfds (or `/srv/x.y`), 1/2 of and/or, https://a.org/b/c, ![f](figures/f.png), ~/x/y, a /b\n"
     (path / "report.md").write_text(text)
@@ -53,6 +54,7 @@ def test_publishes_without_checkpoints_and_paths(tmp_path):
     assert record["resumed"][0]["command"] == ["explore.py", "--data-dir", "tfds"]
     assert record["config"] == {"data": "mnist5k", "data_dir": "my data", "cell": "0>1:conv3", "out": "runs/a"}
     summary = json.loads((there / "summary.json").read_text())
+    assert summary.pop("seal")
     assert summary == {"checkpoint": "f0", "best": 0.5, "none": None}
     text = "Data in tfds (or `x.y`), 1/2 of and/or, https://a.org/b/c, ![f](figures/f.png), ~/x/y, a /b\n"
     assert (there / "report.md").read_text() == text

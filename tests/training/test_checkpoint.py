@@ -265,7 +265,7 @@ def restored(folder: Path) -> tuple[int, list[str]]:
     """The step that is restored, its state being right, and what is said."""
     said: list[str] = []
     with checkpoint_module.training_checkpoints(folder, {"seed": 0}) as checkpoints:
-        step, state = checkpoints.restore(LIKE, said.append)
+        step, state, _ = checkpoints.restore(LIKE, said.append)
     jax.tree.map(np.testing.assert_array_equal, state, state_after(step))
     return step, said
 
@@ -295,7 +295,7 @@ DAMAGES = ["half an array", "one bit", "no metadata", "no seal", "half a seal", 
 
 def test_the_newest_two_states_are_kept(tmp_path):
     with checkpoint_module.training_checkpoints(tmp_path, {"seed": 0}) as checkpoints:
-        step, state = checkpoints.restore(LIKE)
+        step, state, _ = checkpoints.restore(LIKE)
         assert (step, state) == (0, LIKE)
         kept = []
         for step in (1, 2, 37, 1_000_000, 1_000_000):  # again where a signal comes just after saving

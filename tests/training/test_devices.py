@@ -35,9 +35,10 @@ print(json.dumps({"losses": losses, "sums": sums, "validation": model.metrics["v
 def started(devices: int, folder: str | None, processes: int = 1, index: int = 0, port: int = 0, **changes: object):
     """A training in a process of its own, on so many devices."""
     arguments = json.dumps([devices, folder, changes, processes, index, port])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, "-c", _TRAIN, arguments, str(TESTS)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 

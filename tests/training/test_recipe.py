@@ -280,7 +280,7 @@ def test_every_field_does_something(field):
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be in"),
         ({"warmup": -0.1}, "warmup=-0.1 must be in"),
         ({"ema": 1.0}, "ema=1.0 must be in"),
-        ({"cutout": -1}, "cutout=-1 must be at least 0"),
+        ({"cutout": -1}, "cutout=-1 must be a whole number of at least 0"),
         ({"mix_alpha": 0.0}, "mix_alpha=0.0 must be finite and above 0"),
         ({"schedule": "one_cycle", "warmup": 0.1}, "warmup=0.1: the one_cycle schedule has a rise of its own"),
     ],

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.pipeline import search
 from spikernel_jax.scoring.fidelity import FIDELITIES, Fidelity
 from spikernel_jax.scoring.scorer import over_replicates
+from spikernel_jax.search import halving
 from spikernel_jax.snn.spec import NetworkSpec
 
 SPACE = CellSpace((1, 3, 5))
@@ -16,15 +16,15 @@ SPEC = NetworkSpec((32, 32, 3), 10, SPACE, channels=16, time_steps=5)
 SETS = ((1, 3), (3, 5))
 
 
-def cells_of(*sets: tuple[int, ...]) -> search.Cells:
+def cells_of(*sets: tuple[int, ...]) -> halving.Cells:
     members = [SPACE.convert(CellSpace(s).enumerate(), CellSpace(s)) for s in sets]
-    return search.gather(SPACE, SPEC, members)
+    return halving.gather(members)
 
 
 CELLS = cells_of(*SETS)
 
 
-def best_by_loop(cells: search.Cells, at: np.ndarray, scores: np.ndarray, fraction: float) -> set[int]:
+def best_by_loop(cells: halving.Cells, at: np.ndarray, scores: np.ndarray, fraction: float) -> set[int]:
     """The rule, one set and one cell at a time."""
     identity = [tuple(row) for row in cells.rows.tolist()]
     score = dict(zip(at.tolist(), scores.tolist(), strict=True))
@@ -42,19 +42,19 @@ def test_the_best_of_each_set_go_on(fraction):
     at = np.sort(rng.choice(len(CELLS.rows), 3000, replace=False))
     scores = rng.normal(size=len(at))
     scores[rng.choice(len(at), 200, replace=False)] = rng.choice([np.nan, -np.inf, np.inf], 200)
-    got = search.promoted(CELLS, at, scores, fraction)
+    got = halving.promoted(CELLS, at, scores, fraction)
     assert (np.diff(got) > 0).all()
     assert set(got.tolist()) == best_by_loop(CELLS, at, scores, fraction)
 
 
 def test_a_set_without_finite_scores_sends_nobody():
     at = np.arange(len(CELLS.rows))
-    assert len(search.promoted(CELLS, at, np.full(len(at), -np.inf), 0.1)) == 0
+    assert len(halving.promoted(CELLS, at, np.full(len(at), -np.inf), 0.1)) == 0
 
 
 def test_the_winner_is_the_best_at_the_highest_fidelity_that_has_one_of_the_set():
-    def rung(name: str, at: list[int], scores: list[float]) -> search.Rung:
-        return search.Rung(name, np.array(at), over_replicates(np.array(scores)[:, None], np.ones(len(at), np.int64)))
+    def rung(name: str, at: list[int], scores: list[float]) -> halving.Rung:
+        return halving.Rung(name, np.array(at), over_replicates(np.array(scores)[:, None], np.ones(len(at), np.int64)))
 
     rungs = [
         rung("low", [0, 1, 2, 3, 4, 5], [9.0, 1.0, 2.0, 3.0, 8.0, 7.0]),
@@ -64,7 +64,7 @@ def test_the_winner_is_the_best_at_the_highest_fidelity_that_has_one_of_the_set(
     memory = np.array([10, 10, 10, 10, 99, 10])
 
     def winner(own: list[int]) -> int | None:
-        return search._winner(np.array(own), rungs, memory, 50)
+        return halving.winner(np.array(own), rungs, memory, 50)
 
     assert winner([0, 1, 2, 3]) == 1  # at full, though 0 was first at low
     assert winner([0, 3]) == 3  # neither reached full

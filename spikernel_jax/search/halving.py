@@ -1,0 +1,188 @@
+"""Which cells are scored at which fidelity: successive halving, and the strategies that score at one.
+
+Successive halving scores all cells that fit the budget at the lowest fidelity, the best tenth of each set at the
+next, and the best hundredth at full size (after Jamieson & Talwalkar, AISTATS 2016, with sizes of network and
+draws in the place of training time).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.data import Dataset
+from spikernel_jax.io.processes import Processes
+from spikernel_jax.scoring.fidelity import NAMES, Fidelity
+from spikernel_jax.scoring.scorer import Scorer, Scores, make_bank
+from spikernel_jax.search import queue
+from spikernel_jax.snn.spec import NetworkSpec
+
+FRACTIONS = (1.0, 0.1, 0.01)  # of each set's cells, at low, medium and full fidelity
+_LEAST = 8  # cells that a set keeps, so that a small set is not decided at the lowest fidelity
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What is searched, and how; settled before anything is scored.
+
+    Attributes:
+      sets: kernel sets.
+      trained: the network that would be trained, of the union space.
+      strategy: of `queue.STRATEGIES`.
+      samples: draws per set of the random strategy.
+      budget: bytes.
+      bits: width of weights, membranes and activations.
+      score: a registered score.
+      rungs: names and sizes of the fidelities that are scored at, in order.
+      cells_key: of the random strategy's draws.
+      banks_key: of the weights; each fidelity folds its own in.
+      images_key: of the images, likewise.
+      folder: where scores are kept, fidelity by fidelity.
+      origin: where the scores come from, for their fingerprint.
+      processes: this process among those that share the work.
+      say: prints a line of progress.
+    """
+
+    sets: tuple[tuple[int, ...], ...]
+    trained: NetworkSpec
+    strategy: str
+    samples: int
+    budget: int
+    bits: int
+    score: str
+    rungs: tuple[tuple[str, Fidelity], ...]
+    cells_key: jax.Array
+    banks_key: jax.Array
+    images_key: jax.Array
+    folder: Path
+    origin: dict[str, Any]
+    processes: Processes
+    say: Callable[[str], None]
+
+
+class Cells(NamedTuple):
+    """The cells that a search looks at."""
+
+    members: list[NDArray[np.int8]]  # cells of each set, as rows of the union space
+    rows: NDArray[np.int8]  # all distinct ones
+    positions: list[NDArray[np.int64]]  # of each set's cells in `rows`
+
+
+class Rung(NamedTuple):
+    """What came of one fidelity."""
+
+    name: str
+    at: NDArray[np.int64]  # positions in `Cells.rows`, increasing
+    scores: Scores
+
+
+def union(sets: Sequence[tuple[int, ...]]) -> CellSpace:
+    """The space that holds the cells of every set."""
+    return CellSpace(tuple(sorted({k for s in sets for k in s})))
+
+
+def find_cells(search: Search) -> Cells:
+    """The cells that the strategy looks at; `halving` and `random` rule out those over the budget."""
+
+    def fits(rows: NDArray[np.int8]) -> NDArray[np.bool_]:
+        return queue.memory_of(search.trained, rows, search.bits) <= search.budget
+
+    how = "random" if search.strategy == "random" else "exhaustive"
+    weigh = None if search.strategy == "exhaustive" else fits
+    return gather([
+        queue.candidates(
+            search.trained.space, s, strategy=how, samples=search.samples, key=search.cells_key, fits=weigh
+        )
+        for s in search.sets
+    ])  # fmt: skip
+
+
+def gather(members: list[NDArray[np.int8]]) -> Cells:
+    """The distinct cells of all sets, and where each set's are among them."""
+    rows, position = np.unique(np.concatenate(members), axis=0, return_inverse=True)
+    return Cells(members, rows, np.split(position.ravel(), np.cumsum([len(own) for own in members])[:-1]))
+
+
+def promoted(cells: Cells, at: NDArray[np.int64], scores: NDArray[np.float64], fraction: float) -> NDArray[np.int64]:
+    """Positions in `cells.rows` of the best of each set: `fraction` of its cells, at least a few.
+
+    Args:
+      cells: what is searched.
+      at: positions of the cells that were scored.
+      scores: theirs; a cell without a finite score is never promoted.
+      fraction: of each set.
+    """
+    value = np.full(len(cells.rows), -np.inf)
+    value[at] = np.where(np.isfinite(scores), scores, -np.inf)
+    kept = []
+    for own in cells.positions:
+        order = own[np.argsort(-value[own], kind="stable")]
+        order = order[np.isfinite(value[order])]
+        kept.append(order[: max(_LEAST, math.ceil(fraction * len(own)))])
+    return np.unique(np.concatenate(kept))
+
+
+def units(search: Search, cells: Cells, data: Dataset, name: str, at: NDArray[np.int64]) -> queue.Units:
+    """What is scored at one rung: cells, weights, images, and where the scores are kept."""
+    fidelity, index = dict(search.rungs)[name], NAMES.index(name)
+    spec = fidelity.network(search.trained)
+    bank = make_bank(jax.random.fold_in(search.banks_key, index), spec, fidelity.seeds)
+    images = fidelity.images(jax.random.fold_in(search.images_key, index), data, search.trained)
+    chunk = queue.unit_rows(spec, fidelity.batch)
+    scorer = Scorer(bank, images, spec, score=search.score, chunk=chunk, say=search.say)
+    origin = search.origin | {"strategy": search.strategy, "fidelity": name}
+    return queue.Units(
+        cells.rows[at],
+        scorer,
+        search.folder / name,
+        seeds=fidelity.seeds,
+        chunk=chunk,
+        inputs=queue.inputs_of(spec, search.score, scorer.precision, bank, images) | origin,
+        processes=search.processes,
+        name=name,
+    )
+
+
+def score_rungs(search: Search, cells: Cells, data: Dataset) -> Iterator[Rung]:
+    """Scores the cells at the lowest fidelity, and those promoted at the next ones; what the first process calls."""
+    at, scores = np.arange(len(cells.rows)), None
+    for (name, fidelity), fraction in zip(search.rungs, FRACTIONS, strict=False):
+        if scores is not None:
+            at = promoted(cells, at, scores.scores, fraction)
+        spec = fidelity.network(search.trained)
+        search.say(
+            f"  {name}: {len(at)} cells, C = {spec.channels}, B = {fidelity.batch}, T = {spec.time_steps}, "
+            f"{spec.image_shape[0]}x{spec.image_shape[1]} images, R = {fidelity.seeds}"
+        )
+        search.processes.tell(f"{name}/cells", at.tolist())
+        last, line = name == search.rungs[-1][0], queue.progress_line(search.say)
+        scores = queue.score_units(units(search, cells, data, name, at), last=last, progress=line)
+        yield Rung(name, at, scores)
+
+
+def share_rungs(search: Search, data: Dataset) -> None:
+    """What a process other than the first does of `score_rungs`; it writes nothing but scores.
+
+    Raises:
+      ValueError: if the first process gave up, or its run folder is not seen here.
+    """
+    cells = find_cells(search)
+    for name, _ in search.rungs:
+        at = np.array(search.processes.hear(f"{name}/cells"), np.int64)
+        queue.score_share(units(search, cells, data, name, at))
+
+
+def winner(own: NDArray[np.int64], results: Sequence[Rung], memory: NDArray[np.int64], budget: int) -> int | None:
+    """Position of a set's best cell: by the highest fidelity at which one of its cells has a finite score."""
+    for rung in reversed(results):
+        mine = np.isin(rung.at, own)
+        best = queue.best_under_budget(np.where(mine, rung.scores.scores, np.nan), memory[rung.at], budget)
+        if best is not None:
+            return int(rung.at[best])
+    return None
