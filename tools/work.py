@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.cells.canonical import ZERO
-from spikernel_jax.snn.cost import genotype_pairs
+from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec
 
 LIF_FLOPS = 5  # a neuron and time step
@@ -89,7 +89,7 @@ def necessary_work(spec: NetworkSpec, genotypes: ArrayLike, batch: int) -> Work:
         raise ValueError("feedback=True: the necessary work of feedback cells is not known in closed form")
     if not (isinstance(batch, int | np.integer) and batch >= 1):
         raise ValueError(f"batch={batch!r} must be a whole number of at least 1")
-    pairs = genotype_pairs(spec, genotypes)
+    pairs = cost.pairs(cost.checked_genotypes(spec, genotypes))
     if not len(pairs):
         return Work(*[0] * len(Work._fields))
     alive = spec.space.prune(pairs.reshape(-1, pairs.shape[-1])).reshape(pairs.shape).astype(np.int64)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import augment, check_images, normalise
 from spikernel_jax.scoring import scores
-from spikernel_jax.scoring.scorer import Scores, checked_genotypes, over_replicates
+from spikernel_jax.scoring.scorer import Scores, over_replicates, some_genotypes
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -123,7 +123,7 @@ def score_independently(
     """
     scores.get_score(score)
     spec = scores.scored_spec(spec)
-    rows, images = checked_genotypes(genotypes, spec), np.asarray(pool)
+    rows, images = some_genotypes(spec, genotypes), np.asarray(pool)
     check_images(images)
     if rows.ndim != 2:
         raise ValueError(f"genotypes have shape {rows.shape}; want [n, E]")

@@ -24,6 +24,7 @@ from spikernel_jax.data import check_images
 from spikernel_jax.scoring import engine
 from spikernel_jax.scoring.scores import get_score, scored_spec
 from spikernel_jax.snn import network
+from spikernel_jax.snn.cost import checked_genotypes, pairs
 from spikernel_jax.snn.neurons import whole
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -132,18 +133,12 @@ def paired_standard_errors(replicates: ArrayLike) -> NDArray[np.float64]:
     return errors
 
 
-def checked_genotypes(genotypes: ArrayLike, spec: NetworkSpec) -> NDArray[np.int8]:
-    """Genotypes [n, E] or [n, 2, E] as int8; ValueError where they are no cells of the space."""
-    rows = np.asarray(genotypes)
-    if rows.ndim not in (2, 3) or not len(rows):
+def some_genotypes(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.int8]:
+    """Genotypes to score, as `checked_genotypes`; ValueError where there are none, too."""
+    rows = checked_genotypes(spec, genotypes)
+    if not len(rows):
         raise ValueError(f"genotypes have shape {rows.shape}; want [n, E] or [n, 2, E] with n >= 1")
-    spec.space.validate(rows.reshape(-1, rows.shape[-1]))
-    return rows.astype(np.int8)
-
-
-def pairs(rows: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Genotypes [n, E] or [n, 2, E] as [n, 2, E]."""
-    return np.stack([rows, rows], 1) if rows.ndim == 2 else rows
+    return rows
 
 
 def free_bytes(device: Device) -> int:
@@ -437,7 +432,7 @@ def score_population(
       >>> found.scores.shape, found.replicates.shape
       ((3,), (3, 2))
     """
-    rows = checked_genotypes(genotypes, spec)
+    rows = some_genotypes(spec, genotypes)
     lanes = len(jax.local_devices() if devices is None else devices)
     if chunk is None:  # few sizes, so few programs
         chunk = min(_LARGEST_CHUNK, 1 << (-(-len(rows) // lanes) - 1).bit_length())

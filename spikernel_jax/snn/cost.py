@@ -46,13 +46,17 @@ class Cost(NamedTuple):
     conv_edges: NDArray[np.int64]  # over both cells
 
 
-def genotype_pairs(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.int64]:
-    """Genotypes [n, E] or [n, 2, E] as [n, 2, E]; ValueError on another shape or rows that are no cells."""
+def checked_genotypes(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.int8]:
+    """Genotypes [n, E] or [n, 2, E] as int8; ValueError on another shape or rows that are no cells."""
     rows, edges = np.asarray(genotypes), len(spec.space.edges)
     if rows.ndim not in (2, 3) or rows.shape[1:] not in ((edges,), (2, edges)):
         raise ValueError(f"genotypes have shape {rows.shape}; want [n, {edges}] or [n, 2, {edges}]")
     spec.space.validate(rows.reshape(-1, edges))
-    rows = rows.astype(np.int64)
+    return rows.astype(np.int8)
+
+
+def pairs(rows: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Genotypes [n, E] or [n, 2, E] as [n, 2, E]: one row serves both cells."""
     return np.stack([rows, rows], 1) if rows.ndim == 2 else rows
 
 
@@ -79,7 +83,7 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
     """
     if not (isinstance(bits, int | np.integer) and 1 <= bits <= 64):
         raise ValueError(f"bits={bits!r} must be a whole number from 1 to 64")
-    space, rows = spec.space, genotype_pairs(spec, genotypes)
+    space, rows = spec.space, pairs(checked_genotypes(spec, genotypes))
     n = len(rows)
     parameters = np.full(n, sum(_size(layer) for layer in spec.fixed_layers().values()), np.int64)
     sizes = [h * w * spec.cell_channels(cell) for cell in range(2) for h, w in [spec.cell_size(cell)]]

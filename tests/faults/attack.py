@@ -1,6 +1,6 @@
 """Damages a finished run, file by file: the same command must then err in one line, or give the right result.
 
-python tests/faults/attack.py --long       # 300 mutations over every kind of file, about 20 minutes on 2 cores
+python tests/faults/attack.py --long       # 300 mutations of every kind of file, 20 kills; 25 minutes on 2 cores
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -120,12 +121,38 @@ def attack(finished: Path, other: Path, mutations: int, seed: int = 0) -> tuple[
     return counts, wrong
 
 
+def kills(finished: Path, times: int, seed: int = 0) -> list[str]:
+    """Kills a run of `SMOKE` at moments drawn at random and lets it end; a line on each that ends otherwise."""
+    rng, right, wrong, number = np.random.default_rng(seed), result_of(finished), [], 0
+    while number < times:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / finished.name
+            command = [sys.executable, str(EXPLORE), *SMOKE, "--out", str(folder)]
+            ended = None
+            while ended is None and number < times:
+                process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                try:
+                    ended = process.wait(rng.uniform(4, 25))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                    number += 1
+            last = subprocess.run(command, capture_output=True, text=True)
+            if last.returncode:
+                wrong.append(f"after {number} kills: {last.stderr.strip()[-300:]}")
+            else:
+                tables, chosen = result_of(folder)
+                if chosen != right[1] or not all(a.equals(b) for a, b in zip(tables, right[0], strict=True)):
+                    wrong.append(f"after {number} kills: a wrong result in silence")
+    return wrong
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """How much is attacked."""
 
     long: bool = False
-    """300 mutations instead of 24."""
+    """300 mutations and 20 kills instead of 24 mutations."""
     seed: int = 0
     """Which."""
 
@@ -137,6 +164,9 @@ def main(options: Options) -> None:
         for seed, run in enumerate(runs):
             scripts.start(EXPLORE, *SMOKE, "--seed", str(seed), "--out", str(run))
         counts, wrong = attack(runs[0], runs[1], 300 if options.long else 24, options.seed)
+        if options.long:
+            wrong += kills(runs[0], 20, options.seed)
+            counts["kills"] = 20
     print(dict(counts), *wrong, sep="\n")
     sys.exit(bool(wrong))
 

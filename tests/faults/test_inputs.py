@@ -1,5 +1,6 @@
 """Inputs that used to give a wrong result, a traceback or no answer: each is one line that names field and value."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,26 @@ import jax
 import numpy as np
 import pytest
 
-from spikernel_jax import CellSpace, NetworkSpec, TrainConfig, load_snasnet, make_bank, make_dataset, score_population
+from spikernel_jax import (
+    CellSpace,
+    Model,
+    NetworkSpec,
+    TrainConfig,
+    load_dataset,
+    load_model,
+    load_snasnet,
+    make_bank,
+    make_dataset,
+    save_model,
+    score_population,
+    train,
+)
 from spikernel_jax.data import Split
 from spikernel_jax.pipeline.options import impact_genotypes, resolve
 from spikernel_jax.pipeline.presets import get_preset
+from spikernel_jax.snn import network, snasnet
 from spikernel_jax.snn.spec import NetworkSpec as Spec
+from spikernel_jax.training import checkpoint
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SPEC = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=4, time_steps=2)
@@ -115,3 +131,89 @@ def test_a_terminal_of_another_alphabet_and_a_reader_that_leaves(tmp_path):
     ended = subprocess.run(["bash", "-c", piped], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert (tmp_path / "done").exists()  # the work was done to its end
+
+
+def a_model() -> Model:
+    cell = tuple(SPEC.space.parse("0>1:conv3 0>3:skip 1>3:conv3").tolist())
+    return Model(SPEC, cell, *network.init(jax.random.key(0), SPEC, cell), (0.5,), (0.3,), {"seed": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mean": None}, "mean=None must be 1 finite numbers"),
+        ({"mean": [float("nan")]}, "mean="),
+        ({"std": [0.0]}, "must be 1 finite numbers above 0"),
+        ({"std": [0.3, 0.3]}, "std="),
+        ({"metrics": []}, "metrics="),
+    ],
+)
+def test_a_model_whose_metadata_was_sealed_anew(change, words, tmp_path):
+    save_model(tmp_path / "model", a_model())
+    path = tmp_path / "model" / "_CHECKPOINT_METADATA"
+    record = json.loads(path.read_text())
+    record["custom_metadata"] |= change
+    path.write_text(json.dumps(record))
+    checkpoint._seal(tmp_path / "model")
+    with pytest.raises(ValueError, match=words) as error:
+        load_model(tmp_path / "model")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["pipe", "link"])
+def test_a_model_with_a_file_that_is_none(what, tmp_path):
+    save_model(tmp_path / "model", a_model())
+    if what == "pipe":
+        os.mkfifo(tmp_path / "model" / "pipe")
+    else:
+        (tmp_path / "model" / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=f"{what} is no file of its own"):
+        load_model(tmp_path / "model")
+
+
+def public_weights() -> dict[str, np.ndarray]:
+    """A public checkpoint of the cell that is a skip alone: C = 2, 3-channel images of 8x8, 4 hidden, 10 outputs."""
+    rng = np.random.default_rng(0)
+    shapes = {"stem.0.weight": (2, 3, 3, 3), "downconv1.2.weight": (4, 2, 3, 3), "classifier.1.weight": (4, 16),
+              "classifier.3.weight": (10, 4), "classifier.3.bias": (10,)}  # fmt: skip
+    for norm, width in (("stem.1", 2), ("downconv1.0", 2), ("downconv1.3", 4), ("last_act.0", 4)):
+        shapes |= {f"{norm}.{name}": (width,) for name in ("weight", "bias", "running_mean", "running_var")}
+    return {name: rng.uniform(0.1, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda w: w.pop("stem.1.running_var"), "has no 'stem.1.running_var'"),
+        (lambda w: w.update({"stem.0.weight": w["stem.0.weight"] * np.nan}), "stem.0.weight has dtype"),
+        (lambda w: w.update({"stem.0.weight": w["stem.0.weight"] + 1j}), "stem.0.weight has dtype complex64"),
+        (
+            lambda w: w.update({"last_act.0.running_var": -w["last_act.0.running_var"]}),
+            "running_var has values below 0",
+        ),
+    ],
+)
+def test_public_weights_that_are_none(spoil, words):
+    sizes: Any = {"image_size": 8, "num_classes": 10}
+    good, cell = public_weights(), "0001 0000 0000 0000"
+    load_snasnet(good, cell, **sizes)
+    spoil(good)
+    with pytest.raises(ValueError, match=words):
+        load_snasnet(good, cell, **sizes)
+    with pytest.raises(ValueError, match="stem_stride=0"):
+        load_snasnet(public_weights(), cell, **sizes, stem_stride=0)
+
+
+def test_an_archive_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(snasnet, "_LARGEST", 10_000)
+    arrays: Any = public_weights() | {"unused": np.zeros(100_000)}
+    np.savez_compressed(tmp_path / "w.npz", **arrays)
+    with pytest.raises(ValueError, match=r"unused\.npy unpacks to over 10,000 bytes"):
+        load_snasnet(tmp_path / "w.npz", "0001 0000 0000 0000")
+
+
+def test_seeds_that_a_key_cannot_hold(tmp_path):
+    data = load_dataset("mnist5k", limit_train=16, limit_validation=16, limit_test=16)
+    spec = NetworkSpec((28, 28, 1), 10, CellSpace((3,)), channels=2, time_steps=1, stem_stride=2)
+    with pytest.raises(ValueError, match="seed=4294967296 must be a whole number"):
+        train(spec, spec.space.parse("0>3:skip"), data, TrainConfig(epochs=1, batch_size=8), seed=2**32)
