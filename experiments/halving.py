@@ -44,7 +44,7 @@ def compare(options: Options) -> "pl.DataFrame":
     if not options.sets:
         raise ValueError("--sets: give at least one, as 3,5")
     data, preset = options.data or "mnist5k", options.preset or "cpu"
-    out = options.out or Path("runs") / f"halving-{data}-{preset}"
+    out = options.out or Path("runs") / f"halving-{Path(data).name}-{preset}"
     settings = {"data": data, "preset": preset, "seed": options.seed, "bits": options.bits, "sets": options.sets,
                 "memory_budget": options.memory_budget}  # fmt: skip
     run = RunFolder.create(out, settings)

@@ -176,10 +176,13 @@ class RunFolder:
         path = self.path / name
         return seal.read_json(path, f"{self.id}/{name}", f"restore it, or remove {path.name} to have it made anew")
 
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds; empty where there is none yet."""
+        return self.read_json("summary.json") if (self.path / "summary.json").exists() else {}
+
     def update_summary(self, **fields: Any) -> None:
         """Merges `fields` into summary.json, atomically; the dictionary `seconds` is merged key by key."""
-        path = self.path / "summary.json"
-        summary = self.read_json("summary.json") if path.exists() else {}
+        summary = self.summary()
         if "seconds" in fields:
             fields["seconds"] = {**summary.get("seconds", {}), **fields["seconds"]}
         self.write_json("summary.json", {**summary, **fields})

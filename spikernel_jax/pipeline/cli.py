@@ -126,7 +126,12 @@ def say(text: str) -> None:
     try:
         print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_to_nobody()
+
+
+def _print_to_nobody() -> None:
+    """What is printed from here on is lost, as whoever read it has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def join_processes(options: ProcessOptions) -> Processes:
@@ -178,7 +183,7 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
         options = tyro.cli(options_type, description=description)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_to_nobody()
         sys.exit(0)
     script = Path(body.__code__.co_filename).resolve()
     started = script in (Path(word).resolve() for word in sys.orig_argv[1:])  # else another program calls it

@@ -83,8 +83,7 @@ class Job:
         began = time.perf_counter()
         yield
         taken = round(time.perf_counter() - began, 1)
-        path = self.run.path / "summary.json"
-        before = self.run.read_json("summary.json").get("seconds", {}).get(name, 0.0) if path.exists() else 0.0
+        before = self.run.summary().get("seconds", {}).get(name, 0.0)
         self.run.update_summary(seconds={name: max(taken, before)})
         self.say(f"{name} took {taken:.1f} s")
 

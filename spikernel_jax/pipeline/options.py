@@ -66,13 +66,13 @@ class StepOptions:
                 raise ValueError(f"--{name} {value!r} is unknown; known: {', '.join(known)}")
         if not 1 <= self.samples <= _MOST_SAMPLES:
             raise ValueError(f"--samples {self.samples} must be at least 1, and at most {_MOST_SAMPLES:,}")
-        for own in self.sets or ():
+        if self.sets is None:
+            return
+        for own in self.sets:
             if len(own) > _LARGEST_SET:
                 raise ValueError(
                     f"--sets {_text((own,))}: want at most {_LARGEST_SET} sizes in a set, to list its cells"
                 )
-        if self.sets is None:
-            return
         if len(set(self.sets)) < len(self.sets):
             raise ValueError(f"--sets {_text(self.sets)}: one of them comes twice")
         if missing := sorted({*itertools.chain.from_iterable(self.sets)} - {*self.kernel_sizes}):

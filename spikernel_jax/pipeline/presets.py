@@ -268,8 +268,8 @@ def get_timed_preset(data: str, name: str) -> Timed:
 
 
 def _named(presets: dict[str, dict[str, Kind]], data: str, name: str) -> Kind:
-    kind = data if data in DATASETS else OWN
-    if data not in presets and not (data not in DATASETS and Path(data).is_dir()):
+    kind = OWN if data not in DATASETS and Path(data).is_dir() else data
+    if kind not in presets:
         known = ", ".join(known for known in presets if known != OWN)
         raise ValueError(f"--data {data!r} is unknown; known: {known}, or the path of a folder of images")
     if name not in presets[kind]:

@@ -96,6 +96,11 @@ def _operations(trial: Trial) -> float:
     return cost.stem_macs(spec) + cost.synaptic_operations(spec, trial.genotype, neurons)
 
 
+def _file(trial: Trial, what: str) -> str:
+    """A file of a training, as its run names it."""
+    return f"trainings/{trial.name}/{what}.json"
+
+
 def folder(job: Job, trial: Trial) -> Path:
     """Where a training is kept."""
     return job.run.path / "trainings" / trial.name
@@ -118,10 +123,10 @@ def finished(job: Job, trial: Trial) -> dict[str, Any] | None:
     Raises:
       ValueError: the folder's result is of other settings, or damaged.
     """
-    path = folder(job, trial) / "result.json"
+    path = job.run.path / (name := _file(trial, "result"))
     if not path.exists():
         return None
-    kept = job.run.read_json(f"trainings/{trial.name}/result.json")
+    kept = job.run.read_json(name)
     if differing := differences(kept["settings"], trial.settings()):
         raise ValueError(f"{path} is of other settings ({'; '.join(differing)}): remove {path.parent} to train again")
     return kept["result"]
@@ -142,7 +147,7 @@ def measured(job: Job, model: Model) -> dict[str, Any]:
 
 def tested(job: Job, trial: Trial) -> float:
     """Test accuracy of a trained network; asked for once, and then kept in its folder."""
-    name = f"trainings/{trial.name}/test.json"
+    name = _file(trial, "test")
     if not (job.run.path / name).exists():
         job.run.write_json(name, {"test_accuracy": evaluate(fit(job, trial), job.data.test)})
     return float(job.run.read_json(name)["test_accuracy"])
@@ -188,7 +193,7 @@ def run(job: Job, trial: Trial, clock: Clock, place: str, *, keep_diverged: bool
     seconds = sum(float(record["seconds"]) for record in epochs_of(path))
     result |= {"macs": cost.stem_macs(trial.spec), "seconds": round(seconds, 3)}
     result |= {"validation_accuracy": accuracy, "diverged_epoch": diverged}
-    job.run.write_json(f"trainings/{trial.name}/result.json", {"settings": trial.settings(), "result": result})
+    job.run.write_json(_file(trial, "result"), {"settings": trial.settings(), "result": result})
     return result
 
 

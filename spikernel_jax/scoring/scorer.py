@@ -21,11 +21,11 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import check_images
+from spikernel_jax.io.checks import whole
 from spikernel_jax.scoring import engine
 from spikernel_jax.scoring.scores import get_score, scored_spec
 from spikernel_jax.snn import network
 from spikernel_jax.snn.cost import checked_genotypes, pairs
-from spikernel_jax.snn.neurons import whole
 from spikernel_jax.snn.spec import NetworkSpec
 
 Array = jax.Array
@@ -208,9 +208,15 @@ def _ladder(method: str, program: engine.Program, batch: int) -> Iterator[tuple[
         yield "each", dataclasses.replace(program, steps=1), why
 
 
+@functools.cache
+def _bank_shapes(spec: NetworkSpec) -> network.Params:
+    """Shapes of one bank; kept, because a search makes a scorer for every few candidates."""
+    return jax.eval_shape(functools.partial(_draw_bank, spec=spec, seeds=1), jax.random.key(0))
+
+
 def _seeds_of(bank: network.Params, spec: NetworkSpec) -> int:
     """R of R banks; ValueError where they are not of this network, which would score others than are asked for."""
-    wanted = jax.eval_shape(functools.partial(_draw_bank, spec=spec, seeds=1), jax.random.key(0))
+    wanted = _bank_shapes(spec)
     if missing := sorted(wanted.keys() - bank.keys()):
         raise ValueError(f"bank has no {missing[0]!r}: want one of make_bank with the spec of these sizes")
     seeds = {len(leaf) for leaf in jax.tree.leaves(bank)}

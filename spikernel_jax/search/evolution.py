@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io.checks import whole
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.search.queue import Progress
 
@@ -66,7 +67,7 @@ class Evolution:
     def __post_init__(self) -> None:
         """Refuses sizes below 1, and a tournament larger than the population."""
         for field in dataclasses.fields(self):
-            _at_least_one(field.name, getattr(self, field.name))
+            whole(field.name, getattr(self, field.name), 1)
         if self.sample > self.population:
             raise ValueError(f"sample={self.sample} must be at most population={self.population}")
 
@@ -135,7 +136,7 @@ class RandomSearch:
     def __post_init__(self) -> None:
         """Refuses sizes below 1."""
         for field in dataclasses.fields(self):
-            _at_least_one(field.name, getattr(self, field.name))
+            whole(field.name, getattr(self, field.name), 1)
 
     def propose(self, key: jax.Array, state: State, space: CellSpace, n: int, fits: Fits | None = None) -> Rows:
         """Draws candidates that fit, none of which was scored before; as `Evolution.propose`."""
@@ -226,7 +227,7 @@ def drive(
     Raises:
       ValueError: naming the argument; if nothing fits; if the folder holds another search.
     """
-    _at_least_one("budget", budget)
+    whole("budget", budget, 1)
     state, store = begin(space, cells), None
     if folder is not None:
         words = np.asarray(jax.random.key_data(key)).ravel().tolist()
@@ -300,8 +301,3 @@ def _mutated(key: jax.Array, space: CellSpace, row: Rows) -> Rows:
     child = row.copy()
     child[cell] = space.mutate(change, row[cell])
     return child
-
-
-def _at_least_one(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")

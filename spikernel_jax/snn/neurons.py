@@ -14,15 +14,16 @@ learned time constant (PLIF); Heckel et al., spyx, for the second model.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import spyx
 from flax import nnx
 from jax import lax
+
+from spikernel_jax.io.checks import require_known
 
 Array = jax.Array
 Learned = Mapping[str, Array]  # a layer's learned scalars, by the names of `NeuronSpec.learned`
@@ -37,20 +38,6 @@ _SURROGATES: dict[str, tuple[float, Callable[[Array, float], Array]]] = {
 }
 SURROGATES = tuple(_SURROGATES)
 _RESETS = ("hard", "soft")
-
-
-def require_known(spec: Any, **known: Sequence[str]) -> None:
-    """Raises ValueError for a field of a specification that is none of the names known for it."""
-    for field, names in known.items():
-        if (value := getattr(spec, field)) not in names:
-            raise ValueError(f"{field}={value!r} is unknown; known: {', '.join(names)}")
-
-
-def whole(field: str, value: Any, least: int, most: int) -> int:
-    """A whole number in its range, as an int; ValueError naming the field else."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or not least <= value <= most:
-        raise ValueError(f"{field}={value!r} must be a whole number of at least {least}, and at most {most:,}")
-    return int(value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from spikernel_jax.cells.space import FORWARD_EDGES, CellSpace
+from spikernel_jax.io.checks import whole
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, hashable
-from spikernel_jax.snn.neurons import NeuronSpec, whole
+from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import CELLS, NetworkSpec, layer_name
 
 _LARGEST = 2**30  # bytes of one array; SNASNet's largest has 0.13 GB

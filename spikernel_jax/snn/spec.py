@@ -8,7 +8,8 @@ import numpy as np
 
 from spikernel_jax.cells.canonical import FIRST_CONV, SKIP, ZERO
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.snn.neurons import NeuronSpec, require_known, whole
+from spikernel_jax.io.checks import require_known, whole
+from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.operations import NORMS
 
 HEADS = ("snasnet", "gap")

@@ -209,7 +209,7 @@ def make_plan(timed: TimedTraining, beside: Path) -> dict[str, Any]:
     Raises:
       ValueError: one line, where not even one epoch fits.
     """
-    preset, counts = timed.preset, timed.config()["images"]
+    preset, images = timed.preset, counts(timed.data)
     if preset.minutes is None:
         return {"epochs": preset.training.epochs}
     timed.say("timing a few steps to plan the schedule")
@@ -224,10 +224,10 @@ def make_plan(timed: TimedTraining, beside: Path) -> dict[str, Any]:
             shutil.rmtree(scratch, ignore_errors=True)
     gone = process_seconds()
     seconds = 60 * preset.minutes - gone
-    fit = epochs_that_fit(costs, seconds, timed.steps, counts["validation"], counts["test"])
-    epoch = costs.epoch(timed.steps, counts["validation"])
+    fit = epochs_that_fit(costs, seconds, timed.steps, images["validation"], images["test"])
+    epoch = costs.epoch(timed.steps, images["validation"])
     if not fit:
-        least = (gone + (costs.ends(counts["test"]) + epoch) / (1 - MARGIN)) / 60
+        least = (gone + (costs.ends(images["test"]) + epoch) / (1 - MARGIN)) / 60
         raise ValueError(
             f"--minutes {preset.minutes:g}: not one epoch of {epoch:.1f} s fits; give at least {least + 0.05:.1f}"
         )
@@ -323,8 +323,7 @@ def _conclude(timed: TimedTraining, run: RunFolder, plan: dict[str, Any], model:
     compilation = plan.get("costs", {}).get("start", 0.0)
     if len(seconds) > 1:
         compilation += max(0.0, seconds[0] - statistics.median(seconds[1:]))
-    path = run.path / "summary.json"
-    there = run.read_json("summary.json") if path.exists() else {}
+    there = run.summary()
     resumed = len(run.record()["resumed"])
     title = (
         f"{timed.data.name}, {timed.preset_name}, seed {timed.seed}, {len(timed.data.train.labels):,} training images"
@@ -351,7 +350,7 @@ def _conclude(timed: TimedTraining, run: RunFolder, plan: dict[str, Any], model:
 def _sections(
     timed: TimedTraining, run: RunFolder, plan: dict[str, Any], summary: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    preset, counts = timed.preset, timed.config()["images"]
+    preset, images = timed.preset, counts(timed.data)
     command = " ".join(run.record()["environment"]["command"])
     recipe = dataclasses.asdict(preset.training) | {"epochs": plan["epochs"]}
     planned, taken = summary["minutes_planned"], summary["minutes_taken"]
@@ -361,10 +360,10 @@ def _sections(
         f"**{summary['parameters']:,} parameters**. Seed {timed.seed}, n = 1 training.\n\n"
         "Recipe: " + ", ".join(f"{name} {value}" for name, value in recipe.items()) + "."
     )
-    validation = _per_cent(summary["validation_accuracy"], counts["validation"])
+    validation = _per_cent(summary["validation_accuracy"], images["validation"])
     accuracy = (
         f"- {timed.validation_name}, after the last epoch: {validation}\n"
-        f"- test, touched once, after training: {_per_cent(summary['test_accuracy'], counts['test'])}\n\n"
+        f"- test, touched once, after training: {_per_cent(summary['test_accuracy'], images['test'])}\n\n"
         f'`load_model("{run.path / _MODEL}")` gives the model back.\n\n![validation accuracy](figures/accuracy.png)'
     )
     minutes = (

@@ -175,6 +175,11 @@ def _check_normalisation(spec: NetworkSpec, mean: Any, std: Any) -> None:
             raise ValueError(f"{name}={values!r} must be {channels} finite numbers{' above 0' * (name == 'std')}")
 
 
+def _steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints that are there, newest first."""
+    return sorted((int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()), reverse=True)
+
+
 class TrainingCheckpoints:
     """The newest two states of one training run, with the fingerprint of all that its result depends on.
 
@@ -192,8 +197,7 @@ class TrainingCheckpoints:
         return self._good[-1] if self._good else None
 
     def _steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, newest first."""
-        return sorted((int(entry.name) for entry in self._path.iterdir() if entry.name.isdecimal()), reverse=True)
+        return _steps_in(self._path)
 
     def _drop_but(self, kept: list[int]) -> None:
         for step in self._steps():
@@ -306,8 +310,8 @@ def last_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       ValueError: one line, if all states are damaged.
     """
     folder = Path(path).absolute()
-    steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()] if folder.is_dir() else []
-    for step in sorted(steps, reverse=True):
+    steps = _steps_in(folder) if folder.is_dir() else []
+    for step in steps:
         with contextlib.suppress(ValueError, OSError):
             _check_seal(folder / str(step))
             return json.loads((folder / str(step) / _METADATA).read_bytes())["custom_metadata"]["records"]

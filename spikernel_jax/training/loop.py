@@ -19,10 +19,10 @@ import numpy as np
 import optax
 
 from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
+from spikernel_jax.io.checks import whole
 from spikernel_jax.io.signals import StopRequest
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, eval_logits, hashable
-from spikernel_jax.snn.neurons import whole
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 from spikernel_jax.training import recipe
 from spikernel_jax.training.devices import BATCH, devices_for, shared, to_all, to_one

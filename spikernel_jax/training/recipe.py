@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from spikernel_jax.data import augment, cutmix, cutout, mixup, normalise, trivial_augment
-from spikernel_jax.snn.neurons import require_known, whole
+from spikernel_jax.io.checks import require_known, whole
 
 Array = jax.Array
 
