@@ -4,6 +4,9 @@ from importlib import metadata
 
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import load_dataset, make_dataset
+from spikernel_jax.operations.builtin import chain
+from spikernel_jax.operations.check import check_operation
+from spikernel_jax.operations.operation import Layer, Operation, get_operation, register_operation
 from spikernel_jax.scoring.independent import score_independently
 from spikernel_jax.scoring.scorer import Scores, make_bank, score_population
 from spikernel_jax.snn.cost import costs
@@ -19,19 +22,25 @@ __version__ = metadata.version("spikernel-jax")
 
 __all__ = [
     "CellSpace",
+    "Layer",
     "Model",
     "NNXModel",
     "NetworkSpec",
     "NeuronSpec",
+    "Operation",
     "Scores",
     "TrainConfig",
+    "chain",
+    "check_operation",
     "costs",
     "evaluate",
+    "get_operation",
     "load_dataset",
     "load_model",
     "load_snasnet",
     "make_bank",
     "make_dataset",
+    "register_operation",
     "save_model",
     "score_independently",
     "score_population",

@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "spikernel_jax"
 FLOORS = (  # rooms of one floor know nothing of each other
-    {"cells", "io"},
+    {"operations", "io"},
+    {"cells"},
     {"data"},
     {"snn"},
     {"scoring", "training"},

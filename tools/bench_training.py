@@ -123,7 +123,7 @@ _DEFAULTS: dict[str, tuple[Any, Any]] = {  # full, quick
 def _convolution_flops(spec: NetworkSpec, genotype: ArrayLike, batch: int) -> tuple[int, int]:
     """FLOPs forward of the stem, and of all other convolutions and linear layers."""
     work, out = necessary_work(spec, np.asarray(genotype)[None], batch), spec.fixed_layers()["head.out"]
-    return work.stem, work.convolution + 2 * batch * spec.time_steps * out.c_in * out.c_out
+    return work.stem, work.convolution + 2 * batch * spec.time_steps * out.weights
 
 
 def forward_flops(spec: NetworkSpec, genotype: ArrayLike, batch: int) -> int:

@@ -19,16 +19,18 @@ from typing import Any, NamedTuple
 
 import jax
 
+from spikernel_jax.operations import convolution, pooling
 from spikernel_jax.scoring import scores
-from spikernel_jax.snn import convolution, neurons, operations
+from spikernel_jax.snn import layers, neurons
 
 REST = "rest"
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     convolution.conv: "convolution",
     neurons.run: "lif",
-    operations.batch_norm: "norm",
-    operations.avgpool3: "pooling",
-    operations.downsample: "pooling",
+    layers.batch_norm: "norm",
+    pooling.average_pool: "pooling",
+    layers.downsample: "pooling",
+    pooling.max_pool: "pooling",
     scores.normalised_hamming: "gram",
 }
 PARTS = (*dict.fromkeys(_FUNCTIONS.values()), REST)

@@ -8,25 +8,28 @@ cell 1 is computed once:
     cell 1, node 1    LIF and Gram once for each distinct operation on (0,1), where a convolution reads them
     cell 1, node 2    sum, LIF and Gram once for each distinct value: operations on (0,1), (0,2) and (1,2), or on
                       (0,2) alone where (1,2) is zero
-    cell 1, edges     each convolution (edge, size, value of its source node) once; average pooling of a value once
+    cell 1, edges     each operation with weights (edge, operation, value of its source node) once; one without, as
+                      average pooling, of a value once
     each candidate    sum into node 3; norm, LIF, Gram, convolution, norm and pooling of the transition; cell 2;
                       norm, LIF and Gram of the last layer, and the head as far as its LIF
 
 Cell 2 has an input of its own in each candidate: only within a candidate is anything computed once, a node's LIF and
-its average pooling, however many edges leave the node. Node 0 of cell 1 is constant over time: skips and average
+its average pooling, however many edges leave the node. A node that operations read through different neurons has a LIF
+for each. Node 0 of cell 1 is constant over time: skips and average
 pooling of it, and sums and norms of nothing else, cost one step. Edges of dead nodes cost nothing, nor do equal
 candidates after the first. Beyond that no two values are taken for the same: a node that a lone skip feeds counts as
 a node of its own.
 
 Conventions, a multiply-add being 2 FLOPs:
 
-    convolution       2 k² C_in C_out for each pixel, borders counted in full
+    convolution       2 for each weight and pixel, so 2 k² C_in C_out, borders counted in full
     Gram              2 N for each of the B (B + 1) / 2 pairs of images, for each LIF site and time step
     LIF               5 a neuron and time step: leak (3), threshold, reset
     batch norm        6 a value: mean (1), variance (3), scale and shift (2)
     node sums         1 a value for each input after the first
-    average pooling   5 a value: 3×3 in two passes (4), division; 2×2 of the transition: 4 a value that comes out;
-                      p×p of the snasnet head: p² a value that comes out
+    pooling           of edges as operations declare it (`flops`), average pooling 5 a value: 3×3 in two passes (4),
+                      division; 2×2 of the transition: 4 a value that comes out; p×p of the snasnet head: p² a value
+                      that comes out
     bytes             each layer's input is read once and its output written once, 4 bytes a value, and each weight
                       that any candidate uses is read once. Layers are: a convolution with its norm (and, in the
                       transition, its pooling), a LIF with the norm before it, a Gram matrix (which reads spikes), an
@@ -41,13 +44,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spikernel_jax.cells.canonical import ZERO
+from spikernel_jax.cells.canonical import NOTHING
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec
 
 LIF_FLOPS = 5  # a neuron and time step
 NORM_FLOPS = 6  # a value
-AVGPOOL_FLOPS = 5  # a value
 _VALUE_BYTES = 4
 
 Codes = NDArray[np.int64]
@@ -112,11 +114,16 @@ class _Tally:
         self.parts = dict.fromkeys(Work._fields, 0)
         self.pixels = [h * w for h, w in map(spec.cell_size, range(2))]
         self.values = [pixels * spec.cell_channels(cell) for cell, pixels in enumerate(self.pixels)]
-        squares = [0] * spec.space.num_ops
-        for k in spec.space.kernel_sizes:
-            squares[spec.space.conv_code(k)] = k * k
-        self.squares = np.array(squares)
-        self.is_conv = self.squares > 0
+        operations = [spec.space.operation(code) for code in range(spec.space.num_ops)]
+        layers = [[[*o.layers(spec.cell_channels(cell)).values()] for o in operations] for cell in range(2)]
+        # By code: weights in each cell, layers, their norms; and what it computes beside them.
+        self.weights_of = [np.array([sum(layer.weights for layer in own) for own in of_cell]) for of_cell in layers]
+        self.layers_of = np.array([len(own) for own in layers[0]])
+        self.norms_of = np.array([sum(layer.norm for layer in own) for own in layers[0]])
+        self.flops_of = np.array([operation.flops for operation in operations])
+        self.pooling: list[int] = np.flatnonzero((self.layers_of == 0) & (self.flops_of > 0)).tolist()
+        self.readers = [np.array(reader.codes) for reader in spec.readers]
+        self.reads = np.any([*self.readers, np.zeros(len(operations), bool)], axis=0)
 
     def add(self, part: str, flops: int, moved: int = 0) -> None:
         """FLOPs and values moved, both for one image."""
@@ -124,11 +131,11 @@ class _Tally:
         self.parts["bytes"] += int(moved) * self.batch * _VALUE_BYTES
 
     def convs(self, cell: int, codes: Codes) -> None:
-        """Convolutions of a cell, all T steps each, with their norms; other codes count nothing."""
-        values, channels = self.values[cell], self.spec.cell_channels(cell)
-        times = self.time * int(self.is_conv[codes].sum())
-        self.add("convolution", 2 * values * channels * self.time * int(self.squares[codes].sum()), 2 * values * times)
-        self.add("norm", NORM_FLOPS * values * times)
+        """Layers of a cell, all T steps each, with their norms; operations without weights count nothing."""
+        values, pixels = self.values[cell], self.pixels[cell]
+        moved = 2 * values * self.time * int(self.layers_of[codes].sum())
+        self.add("convolution", 2 * pixels * self.time * int(self.weights_of[cell][codes].sum()), moved)
+        self.add("norm", NORM_FLOPS * values * self.time * int(self.norms_of[codes].sum()))
 
     def fires(self, neurons: int, times: int, *, read: int | None = None) -> None:
         """LIF layers, T steps each, with their Gram matrices; `read` are the values they read, all together."""
@@ -137,9 +144,9 @@ class _Tally:
         # (B + 1) / 2 pairs an image, so doubled FLOPs are whole.
         self.add("gram", neurons * steps * (self.batch + 1), neurons * steps)
 
-    def pools(self, cell: int, steps: int) -> None:
-        """Average pooling of edges."""
-        self.add("pooling", AVGPOOL_FLOPS * self.values[cell] * steps, 2 * self.values[cell] * steps)
+    def pools(self, cell: int, code: int, steps: int) -> None:
+        """An operation of edges without weights."""
+        self.add("pooling", int(self.flops_of[code]) * self.values[cell] * steps, 2 * self.values[cell] * steps)
 
     def sums(self, cell: int, there: NDArray[Any], varies: NDArray[Any]) -> int:
         """Sums of inputs [inputs, n], those that do not vary over time added up first; time steps that come out."""
@@ -182,14 +189,14 @@ class _Tally:
     def weights(self, pairs: Codes) -> None:
         """Bytes of all weights in use, read once."""
         layers = self.spec.fixed_layers()
-        sizes = [layer.kernel**2 * layer.c_in * layer.c_out for name, layer in layers.items() if name != "head.out"]
-        affine = sum(2 * layer.c_out for layer in layers.values() if layer.norm)
+        sizes = [layer.weights for name, layer in layers.items() if name != "head.out"]
+        affine = sum(2 * layer.channels for layer in layers.values() if layer.norm)
         for cell in range(2):
             channels = self.spec.cell_channels(cell)
             for edge in range(pairs.shape[2]):
-                used = self.squares[np.unique(pairs[:, cell, edge])]
-                sizes.append(int(used.sum()) * channels**2)
-                affine += 2 * channels * int((used > 0).sum())
+                used = np.unique(pairs[:, cell, edge])
+                sizes.append(int(self.weights_of[cell][used].sum()))
+                affine += 2 * channels * int(self.norms_of[used].sum())
         self.parts["bytes"] += _VALUE_BYTES * (sum(sizes) + affine)
 
     def work(self) -> Work:
@@ -204,44 +211,47 @@ def _distinct(*columns: NDArray[np.generic]) -> NDArray[np.int64]:
 
 def _cell1(tally: _Tally, rows: Codes) -> int:
     """Adds cell 1 of all candidates; returns the time steps of node 3, summed over candidates."""
-    is_conv, avgpool = tally.is_conv, tally.spec.space.avgpool
+    reads = tally.reads
     e01, e02, e12, e03, e13, e23 = rows.T
     # Whether what an edge gives changes over time: node 0 does not, nor does what is made of it without spikes.
-    vary01, vary02, vary03 = is_conv[e01], is_conv[e02], is_conv[e03]
-    vary12 = is_conv[e12] | ((e12 != ZERO) & vary01)
+    vary01, vary02, vary03 = reads[e01], reads[e02], reads[e03]
+    vary12 = reads[e12] | ((e12 != NOTHING) & vary01)
     vary2 = vary02 | vary12
-    vary13 = is_conv[e13] | ((e13 != ZERO) & vary01)
-    vary23 = is_conv[e23] | ((e23 != ZERO) & vary2)
+    vary13 = reads[e13] | ((e13 != NOTHING) & vary01)
+    vary23 = reads[e23] | ((e23 != NOTHING) & vary2)
     nodes = [  # what names the node's value, whether it varies, the edges that read it
         ([np.zeros_like(e01)], np.zeros_like(vary01), [e01, e02, e03]),
         ([e01], vary01, [e12, e13]),
-        ([np.where(e12 == ZERO, ZERO, e01), e02, e12], vary2, [e23]),
+        ([np.where(e12 == NOTHING, NOTHING, e01), e02, e12], vary2, [e23]),
     ]
     for name, varies, readers in nodes:
         for op in readers:
             tally.convs(0, _distinct(*name, op)[-1])
-        for wanted in (is_conv, np.arange(len(is_conv)) == avgpool):
-            who = np.any([wanted[op] for op in readers], axis=0)
+        wanted = [*tally.readers, *(np.arange(len(reads)) == code for code in tally.pooling)]
+        for index, own in enumerate(wanted):
+            who = np.any([own[op] for op in readers], axis=0)
             varying = _distinct(*(column[who] for column in name), varies[who])[-1]
             steps = int(np.where(varying, tally.time, 1).sum())
-            if wanted is is_conv:
+            if index < len(tally.readers):
                 tally.fires(tally.values[0], len(varying), read=tally.values[0] * steps)
             else:
-                tally.pools(0, steps)
-    columns = _distinct(*nodes[2][0], e02 != ZERO, e12 != ZERO, vary02, vary12)
+                code = tally.pooling[index - len(tally.readers)]
+                tally.pools(0, code, len(varying) * tally.time if reads[code] else steps)
+    columns = _distinct(*nodes[2][0], e02 != NOTHING, e12 != NOTHING, vary02, vary12)
     tally.sums(0, columns[3:5], columns[5:])
-    return tally.sums(0, np.stack([e03 != ZERO, e13 != ZERO, e23 != ZERO]), np.stack([vary03, vary13, vary23]))
+    return tally.sums(0, np.stack([e03 != NOTHING, e13 != NOTHING, e23 != NOTHING]), np.stack([vary03, vary13, vary23]))
 
 
 def _cell2(tally: _Tally, rows: Codes) -> None:
     """Adds cell 2 of all candidates; everything in it varies over time."""
-    is_conv, avgpool = tally.is_conv, tally.spec.space.avgpool
     e01, e02, e12, e03, e13, e23 = rows.T
     for readers in ([e01, e02, e03], [e12, e13], [e23]):
         for op in readers:
             tally.convs(1, op)
-        tally.fires(tally.values[1], int(np.any([is_conv[op] for op in readers], axis=0).sum()))
-        tally.pools(1, tally.time * int(np.any([op == avgpool for op in readers], axis=0).sum()))
+        for reader in tally.readers:
+            tally.fires(tally.values[1], int(np.any([reader[op] for op in readers], axis=0).sum()))
+        for code in tally.pooling:
+            tally.pools(1, code, tally.time * int(np.any([op == code for op in readers], axis=0).sum()))
     for inputs in ([e02, e12], [e03, e13, e23]):
-        there = np.stack(inputs) != ZERO
+        there = np.stack(inputs) != NOTHING
         tally.sums(1, there, there)

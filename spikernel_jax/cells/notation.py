@@ -2,16 +2,16 @@
 
 Both readers return the cell as written, an ordered mapping from an edge `(source, target)` to the name of
 its operation (`"skip"`, `"avgpool"`, `"conv3"`, ...). They know the grammar and nothing of any search
-space: which edges and kernel sizes are allowed is for `space.CellSpace` to say.
+space: which edges and operations are allowed is for `space.CellSpace` to say.
 """
 
 import re
 from collections.abc import Mapping
 
 NODES = 4
-_DIGITS = ("zero", "skip", "conv1", "conv3", "avgpool")
+DIGITS = ("zero", "skip", "conv1", "conv3", "avgpool")
 _WORDS = re.compile(r"\d+( \d+)*")
-_EDGE = re.compile(r"([0-3])>([0-3]):(skip|avgpool|conv[1-9][0-9]*)")
+_EDGE = re.compile(r"([0-3])>([0-3]):([^\s:>]+)")
 
 Edges = dict[tuple[int, int], str]
 
@@ -44,13 +44,13 @@ def _read_words(text: str, words: list[str]) -> Edges:
     edges: Edges = {}
     for source, word in enumerate(words):
         for target, digit in enumerate(word):
-            if int(digit) >= len(_DIGITS):
+            if int(digit) >= len(DIGITS):
                 raise ValueError(f"cell {text!r} has digit {digit}: 0 is zero, 1 skip, 2 conv1x1, 3 conv3x3, 4 avgpool")
             if digit == "0":
                 continue
             if source == target:
                 raise ValueError(f"cell {text!r} joins node {source} to itself: the diagonal must be 0")
-            edges[source, target] = _DIGITS[int(digit)]
+            edges[source, target] = DIGITS[int(digit)]
     return edges
 
 
@@ -83,9 +83,9 @@ def words(edges: Mapping[tuple[int, int], str]) -> str:
     """
     matrix = [["0"] * NODES for _ in range(NODES)]
     for (source, target), name in edges.items():
-        if name not in _DIGITS:
-            raise ValueError(f"{name} on edge {source}>{target} has no digit: four words know only {_DIGITS}")
-        matrix[source][target] = str(_DIGITS.index(name))
+        if name not in DIGITS:
+            raise ValueError(f"{name} on edge {source}>{target} has no digit: four words know only {DIGITS}")
+        matrix[source][target] = str(DIGITS.index(name))
     return " ".join("".join(row) for row in matrix)
 
 

@@ -93,7 +93,7 @@ def _operations(trial: Trial) -> float:
     """Operations of one image if every neuron fired at every time step, to guess times by."""
     spec = trial.spec
     neurons = {name: float(spec.time_steps * site.neurons) for name, site in spec.sites(trial.genotype).items()}
-    return cost.stem_macs(spec) + cost.synaptic_operations(spec, trial.genotype, neurons)
+    return cost.macs(spec, trial.genotype) + cost.synaptic_operations(spec, trial.genotype, neurons)
 
 
 def _file(trial: Trial, what: str) -> str:
@@ -141,7 +141,7 @@ def measured(job: Job, model: Model) -> dict[str, Any]:
         "parameters": int(total.parameters[0]),
         "memory_bytes": int(total.memory_bytes[0]),
         "synops": synops,
-        "energy_nj": cost.energy_nj(model.spec, synops),
+        "energy_nj": cost.energy_nj(model.spec, row, synops),
     }
 
 
@@ -165,8 +165,8 @@ def run(job: Job, trial: Trial, clock: Clock, place: str, *, keep_diverged: bool
         comparison kinder to its kind.
 
     Returns:
-      `parameters`, `memory_bytes`, `synops` and `energy_nj` (an image, measured on validation images), `macs` (of the
-      stem, an image), `seconds` (of training, with compilation), `validation_accuracy` (0 to 1, after the last epoch)
+      `parameters`, `memory_bytes`, `synops` and `energy_nj` (an image, measured on validation images), `macs` (an
+      image), `seconds` (of training, with compilation), `validation_accuracy` (0 to 1, after the last epoch)
       and `diverged_epoch` (None). Of a training that diverged that epoch, from 1, and None for what cannot be measured.
 
     Raises:
@@ -191,7 +191,7 @@ def run(job: Job, trial: Trial, clock: Clock, place: str, *, keep_diverged: bool
         accuracy, diverged = None, len(epochs_of(path)) + 1
     clock.done(trial)
     seconds = sum(float(record["seconds"]) for record in epochs_of(path))
-    result |= {"macs": cost.stem_macs(trial.spec), "seconds": round(seconds, 3)}
+    result |= {"macs": cost.macs(trial.spec, trial.genotype), "seconds": round(seconds, 3)}
     result |= {"validation_accuracy": accuracy, "diverged_epoch": diverged}
     job.run.write_json(_file(trial, "result"), {"settings": trial.settings(), "result": result})
     return result

@@ -20,6 +20,7 @@ Feedback cells share nothing after their first time step: `score_each` runs them
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 from spikernel_jax.cells.canonical import FORWARD_EDGES
 from spikernel_jax.scoring.scores import SpikeTerms, collect, get_score, normalised_hamming, spike_terms
 from spikernel_jax.snn import network
-from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.snn.spec import NetworkSpec, Reader
 
 Array = jax.Array
 
@@ -65,8 +66,8 @@ class Shared(NamedTuple):
     """What all candidates share for one bank and one batch."""
 
     x0_BHWC: Array  # the stem's current
-    spikes_TBHWC: Array  # of node 0 of cell 1
-    rho_TBB: Array  # of node 0's LIF
+    spikes_RTBHWC: tuple[Array, ...]  # of node 0 of cell 1, through each of the spec's readers
+    rho_RTBB: tuple[Array, ...]  # of node 0's LIFs
     direct_OTBHWC: Array  # each operation on edge (0,3)
 
 
@@ -125,46 +126,61 @@ def prepare(program: Program, bank: network.Params, images_BHWC: Array) -> Share
     net = _begin(program, np.eye(1, len(spec.space.edges), E03, dtype=np.int8)[0], bank, {})
     x0_BHWC = net.stem(images_BHWC)
     x0 = x0_BHWC[None]
-    _, spikes, rho = net.spikes(jnp.zeros_like(x0_BHWC), jnp.broadcast_to(x0, (steps, *x0.shape[1:])))
+    currents = jnp.broadcast_to(x0, (steps, *x0.shape[1:]))
+    fired = [net.spikes(reader.neuron, jnp.zeros_like(x0_BHWC), currents)[1:] for reader in spec.readers]
+    spikes, rho = tuple(s for s, _ in fired), tuple(r for _, r in fired)
     direct = [_operation(net, E03, op, x0, spikes) for op in range(spec.space.num_ops)]
     return Shared(x0_BHWC, spikes, rho, jnp.stack(direct))
 
 
-def _operation(net: network.Pass, edge: int, op: Any, x: Array, spikes_TBHWC: Array) -> Array:
+def _operation(net: network.Pass, edge: int, op: Any, x: Array, spikes: tuple[Array, ...]) -> Array:
     """One operation on an edge of cell 1 over all T steps."""
     steps = net.spec.time_steps
-    value = net.operation("cell1", edge, op, x, spikes_TBHWC, steps)
+    value = net.operation("cell1", edge, op, x, dict(zip(net.spec.readers, spikes, strict=True)), steps)
     return jnp.zeros((steps, *x.shape[1:]), x.dtype) if value is None else value
 
 
-def _node(net: network.Pass, x_TBHWC: Array, fires: Array) -> tuple[Array, Array]:
-    """Spikes and rho of a node of cell 1, zeros unless it `fires`."""
+def _node(net: network.Pass, x_TBHWC: Array, needs: Array, *codes: Array) -> tuple[tuple[Array, ...], ...]:
+    """Spikes and rho of a node of cell 1 through each reader, zeros unless some operation reads through it.
 
-    def run() -> tuple[Array, Array]:
-        return net.spikes(jnp.zeros_like(x_TBHWC[0]), x_TBHWC)[1:]
+    Args:
+      net: the pass.
+      x_TBHWC: the node's value.
+      needs: bool [num_ops], operations of one edge that leaves the node.
+      *codes: operations of others.
+    """
 
-    shapes = jax.eval_shape(run)
-    return lax.cond(fires, run, lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+    def run(reader: Reader) -> tuple[Array, Array]:
+        return net.spikes(reader.neuron, jnp.zeros_like(x_TBHWC[0]), x_TBHWC)[1:]
+
+    fired = []
+    for reader in net.spec.readers:
+        read = jnp.asarray(reader.codes)
+        fires = functools.reduce(jnp.logical_or, (read[code] for code in codes), (needs & read).any())
+        shapes = jax.eval_shape(functools.partial(run, reader))
+        nothing = lambda shapes=shapes: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)  # noqa: E731
+        fired.append(lax.cond(fires, functools.partial(run, reader), nothing))
+    return tuple(spikes for spikes, _ in fired), tuple(rho for _, rho in fired)
 
 
 def score_groups(program: Program, shared: Shared, bank: network.Params, groups: Groups) -> tuple[Array, Array]:
     """Scores and LIF calls [chunk] of grouped forward candidates; zeros behind the last one."""
     spec = program.spec
     ops = range(spec.space.num_ops)
-    x0, conv = shared.x0_BHWC[None], jnp.asarray(spec.is_conv(np.arange(spec.space.num_ops)))
+    x0 = shared.x0_BHWC[None]
 
     def one_group(g: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         results, table1, table2 = carry
         start, end = groups.starts[g], groups.starts[g + 1]
         row, needs = groups.rows[start, 0], groups.needs[g]
         net = _begin(program, row, bank, {})
-        x1 = _operation(net, E01, row[E01], x0, shared.spikes_TBHWC)
-        x2 = _operation(net, E02, row[E02], x0, shared.spikes_TBHWC)
-        spikes1, rho1 = _node(net, x1, (needs[0] & conv).any() | spec.is_conv(row[E12]))
+        x1 = _operation(net, E01, row[E01], x0, shared.spikes_RTBHWC)
+        x2 = _operation(net, E02, row[E02], x0, shared.spikes_RTBHWC)
+        spikes1, rho1 = _node(net, x1, needs[0], row[E12])
         x2 = x2 + _operation(net, E12, row[E12], x1, spikes1)
-        spikes2, rho2 = _node(net, x2, (needs[1] & conv).any())
+        spikes2, rho2 = _node(net, x2, needs[1])
 
-        def filled(table: Array, side: int, edge: int, x: Array, spikes: Array) -> Array:
+        def filled(table: Array, side: int, edge: int, x: Array, spikes: tuple[Array, ...]) -> Array:
             """The table with entries that the group needs; others may be of groups before. None's is always 0."""
             for op in ops[1:]:
                 entry = lambda table, op=op: table.at[op].set(_operation(net, edge, op, x, spikes))  # noqa: E731
@@ -172,7 +188,11 @@ def score_groups(program: Program, shared: Shared, bank: network.Params, groups:
             return table
 
         table1, table2 = filled(table1, 0, E13, x1, spikes1), filled(table2, 1, E23, x2, spikes2)
-        records = {"cell1.node0": shared.rho_TBB, "cell1.node1": rho1, "cell1.node2": rho2}
+        records = {
+            reader.site("cell1", node): rho
+            for node, rhos in enumerate((shared.rho_RTBB, rho1, rho2))
+            for reader, rho in zip(spec.readers, rhos, strict=True)
+        }
 
         def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
             pair = groups.rows[i]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikernel_jax.data import Dataset, normalise
-from spikernel_jax.snn.operations import downsample
+from spikernel_jax.snn.layers import downsample
 from spikernel_jax.snn.spec import NetworkSpec
 
 

@@ -15,7 +15,7 @@ What is ours, not theirs:
   draws a batch, and batch norm runs on untrained running statistics. LightSNN itself searches zero, skip and one
   convolution with max pooling; here the operations are the space's.
 - A pair of nodes holds one edge in this project's feedback cells. So the choice is among a pair's operations of
-  both directions and one "zero", and edge (0, 3) is forward and never "zero".
+  both directions and one "zero", and edge (0, 3) is forward and never "zero" where the space requires it.
 - A memory budget: a removal is ruled out if no cell of those still possible would fit. Removals of one round are
   made one after another, the best-scored first, so that together they leave a cell that fits.
 - Equal scores: the operation that comes later in the row's order goes, as in that code. A score that is not
@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spikernel_jax.cells.canonical import DIRECT, EDGES, FORWARD_EDGES, ZERO
+from spikernel_jax.cells.canonical import DIRECT, EDGES, FORWARD_EDGES, NOTHING
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.scoring.scores import get_score, scored_spec, spike_terms
@@ -75,9 +75,10 @@ def _slots(space: CellSpace) -> list[_Choices]:
     """The six pairs of nodes, in the order of the forward edges, with everything they can hold."""
     slots = []
     for column, (source, target) in enumerate(FORWARD_EDGES):
-        options = [(column, code) for code in range(space.num_ops) if (column, code) != (DIRECT, ZERO)]
-        if space.feedback and column != DIRECT:
-            options += [(EDGES.index((target, source)), code) for code in range(ZERO + 1, space.num_ops)]
+        fixed = column == DIRECT and space.direct == "required"
+        options = [(column, code) for code in range(NOTHING + fixed, space.num_ops)]
+        if space.feedback and not fixed:
+            options += [(EDGES.index((target, source)), code) for code in range(NOTHING + 1, space.num_ops)]
         slots.append(_Choices(options, np.ones(len(options), bool)))
     return slots
 
@@ -115,7 +116,7 @@ def mixture(space: CellSpace, mask: ArrayLike) -> NDArray[np.float32]:
         raise ValueError(f"mask has shape {held.shape} and dtype {held.dtype}; want {want}")
     if (held & ~full_mask(space)).any():
         column, code = np.argwhere(held & ~full_mask(space))[0].tolist()
-        raise ValueError(f"mask holds {space.op_names[code]} on edge {space.edges[column]}; no cell can choose it")
+        raise ValueError(f"mask holds {space.operations[code]} on edge {space.edges[column]}; no cell can choose it")
     weights = np.zeros(held.shape, np.float32)
     for slot in _slots(space):
         at = tuple(np.array(slot.options).T)
@@ -246,7 +247,7 @@ def prune(
 
 def _possible(space: CellSpace, slots: list[_Choices], fits: Any) -> NDArray[np.int8] | None:
     """Every cell that is valid and fits, as the option that each pair holds, [n, 6]; None where all do."""
-    if fits is None and space.max_kernel_sizes is None:
+    if fits is None and space.max_kernel_sizes is None and space.direct == "required":
         return None
     sizes = [len(slot.options) for slot in slots]
     count, kept = int(np.prod(sizes)), []

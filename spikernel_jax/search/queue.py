@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,8 +135,8 @@ def candidates(
         raise ValueError(f"samples={samples} must be at least 1")
     if key is None:
         raise ValueError("key: strategy='random' needs one")
-    for size in own.kernel_sizes:
-        key = jax.random.fold_in(key, size)
+    for name in own.operations:
+        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     rows = np.unique(space.convert(own.sample(key, samples), own), axis=0)
     return rows if fits is None else rows[fits(rows)]
 
@@ -347,8 +348,9 @@ def inputs_of(
 def unit_rows(spec: NetworkSpec, batch: int) -> int:
     """Rows per unit: a power of 2 from 16 to 256, by what a candidate costs, so that a unit takes seconds."""
     h, w = spec.cell_size(0)
-    largest = max(spec.space.kernel_sizes)
-    flops = 2 * spec.time_steps * batch * h * w * spec.channels**2 * (18 + 2 * largest**2)
+    operations = map(spec.space.operation, range(spec.space.num_ops))
+    largest = max(sum(layer.weights for layer in own.layers(spec.channels).values()) for own in operations)
+    flops = 2 * spec.time_steps * batch * h * w * (18 * spec.channels**2 + 2 * largest)
     return int(2 ** np.clip(np.round(np.log2(_UNIT_FLOPS / flops)), 4, 8))
 
 

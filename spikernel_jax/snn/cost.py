@@ -17,9 +17,10 @@ H, W and C are the sides and channels of cell 1. A node value is alive while it 
 on until the last node, or feedback, that reads it.
 
 Energy, after the field's 45 nm, 32-bit figures (Horowitz, ISSCC 2014): 4.6 pJ a multiply-accumulate (the
-stem, whose input is an image, computed once) and 0.9 pJ a synaptic operation. Synaptic operations are
-counted as spikes times fan-out (k·k·C_out for a convolution, less what falls on padding). Not counted: batch norm,
-sums, skips and average pooling, whether these hand on currents or spikes.
+stem, whose input is an image, computed once; and at every time step what reads no spikes, as the second layer of a
+depthwise-separable convolution) and 0.9 pJ a synaptic operation. Synaptic operations are counted as spikes times
+fan-out (k·k·C_out for a convolution, less what falls on padding). Not counted: batch norm, sums, skips and pooling,
+whether these hand on currents or spikes.
 """
 
 import dataclasses
@@ -30,7 +31,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spikernel_jax.snn.spec import CELLS, Layer, NetworkSpec
+from spikernel_jax.operations.convolution import taps
+from spikernel_jax.snn.spec import CELLS, NetworkSpec
 
 PJ_PER_MAC = 4.6
 PJ_PER_SYNOP = 0.9
@@ -43,7 +45,7 @@ class Cost(NamedTuple):
     state: NDArray[np.int64]  # values kept between time steps
     live: NDArray[np.int64]  # largest number of activation values alive at once
     memory_bytes: NDArray[np.int64]
-    conv_edges: NDArray[np.int64]  # over both cells
+    conv_edges: NDArray[np.int64]  # edges with weights, over both cells
 
 
 def checked_genotypes(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.int8]:
@@ -85,7 +87,7 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
         raise ValueError(f"bits={bits!r} must be a whole number from 1 to 64")
     space, rows = spec.space, pairs(checked_genotypes(spec, genotypes))
     n = len(rows)
-    parameters = np.full(n, sum(_size(layer) for layer in spec.fixed_layers().values()), np.int64)
+    parameters = np.full(n, sum(layer.parameters for layer in spec.fixed_layers().values()), np.int64)
     sizes = [h * w * spec.cell_channels(cell) for cell in range(2) for h, w in [spec.cell_size(cell)]]
     state = np.full(n, sizes[0], np.int64)  # the stem's current
     if spec.head == "snasnet":
@@ -97,16 +99,15 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
     for cell in range(2):
         codes_NE = rows[:, cell]
         c, size = spec.cell_channels(cell), sizes[cell]
-        conv_NE = spec.is_conv(codes_NE)
-        convs += conv_NE.sum(1)
-        weights = np.zeros(space.num_ops, np.int64)
-        for k in space.kernel_sizes:
-            weights[space.conv_code(k)] = _size(Layer(k, c, c, norm=True, bias=False))
-        parameters += weights[codes_NE].sum(1)
-        read_NE = spec.reads_spikes(codes_NE)
-        fires_N4 = np.stack([read_NE[:, sources == node].any(1) for node in range(4)], 1)
-        sites += fires_N4.sum(1)
-        state += size * (fires_N4.sum(1) + 1 + 3 * space.feedback)  # the LIF after the cell is the 1
+        convs += spec.has_weights(codes_NE).sum(1)
+        own = [sum(layer.parameters for layer in space.operation(op).layers(c).values()) for op in range(space.num_ops)]
+        parameters += np.array(own, np.int64)[codes_NE].sum(1)
+        lifs = np.zeros(n, np.int64)
+        for reader in spec.readers:
+            read_NE = np.array(reader.codes)[codes_NE]
+            lifs += sum(read_NE[:, sources == node].any(1).astype(np.int64) for node in range(4))
+        sites += lifs
+        state += size * (lifs + 1 + 3 * space.feedback)  # the LIF after the cell is the 1
         used_NE = codes_NE != 0
         first = 0 if cell or space.feedback else 1  # a forward cell 1's node 0 is the stem's current
         for node in range(1, 4):  # while a node is summed up, all earlier ones that are still to be read
@@ -173,25 +174,6 @@ def width_for(spec: NetworkSpec, genotype: ArrayLike, parameters: int) -> int:
     return nearest_width(at, parameters)
 
 
-def _size(layer: Layer) -> int:
-    weights = layer.kernel**2 * layer.c_in * layer.c_out
-    return weights + (2 * layer.c_out if layer.norm else layer.c_out * layer.bias)
-
-
-def _taps(size: tuple[int, int], k: int, stride: int = 1) -> NDArray[np.int64]:
-    """How many pixels each output of a SAME convolution reads, [H, W] of the outputs; padding is not read.
-
-    With stride 1 also how many outputs each pixel reaches.
-    """
-    pad = (k - 1) // 2
-
-    def along(n: int) -> NDArray[np.int64]:
-        at = np.arange(0, n, stride)
-        return np.minimum(at, pad) + 1 + np.minimum(n - 1 - at, pad)
-
-    return np.outer(*map(along, size))
-
-
 def fan_out(spec: NetworkSpec, genotype: ArrayLike) -> dict[str, NDArray[np.int64]]:
     """Connections that one spike of each LIF site drives, by the place of its neuron.
 
@@ -206,13 +188,13 @@ def fan_out(spec: NetworkSpec, genotype: ArrayLike) -> dict[str, NDArray[np.int6
     space = spec.space
     result: dict[str, NDArray[np.int64]] = {}
     for index, (cell, codes) in enumerate(zip(CELLS, spec.codes(np.asarray(genotype)), strict=True)):
-        size = spec.cell_size(index)
         for (source, _), code in zip(space.edges, codes, strict=True):
-            if spec.reads_spikes(code):
-                site, k = f"{cell}.node{source}", space.kernel_size(code)
-                reached = _taps(size, k) * spec.cell_channels(index) if k else np.zeros(size, np.int64)
-                result[site] = result.get(site, 0) + reached
-    result["transition"] = _taps(spec.cell_size(0), 3) * spec.cell_channels(1)
+            for reader in spec.readers:
+                if reader.codes[code]:
+                    reached = space.operation(code).fan_out(spec.cell_size(index), spec.cell_channels(index))
+                    site = reader.site(cell, source)
+                    result[site] = result.get(site, 0) + reached
+    result["transition"] = taps(spec.cell_size(0), (3, 3)) * spec.cell_channels(1)
     last = np.full(spec.cell_size(1), spec.head_hidden if spec.head == "snasnet" else spec.outputs)
     if spec.head == "snasnet":
         h, w = (side * spec.head_pool for side in spec.pooled_size)
@@ -241,9 +223,26 @@ def synaptic_operations(spec: NetworkSpec, genotype: ArrayLike, spikes: Mapping[
 
 def stem_macs(spec: NetworkSpec) -> int:
     """Multiply-accumulates of the stem, which is computed once an image; padding is not multiplied."""
-    return int(_taps(spec.image_shape[:2], 3, spec.stem_stride).sum()) * spec.image_shape[2] * spec.channels
+    read = taps(spec.image_shape[:2], (3, 3), spec.stem_stride)
+    return int(read.sum()) * spec.image_shape[2] * spec.channels
 
 
-def energy_nj(spec: NetworkSpec, synops: float) -> float:
-    """Energy of one image in nJ, by the 45 nm figures."""
-    return (PJ_PER_MAC * stem_macs(spec) + PJ_PER_SYNOP * synops) / 1000
+def macs(spec: NetworkSpec, genotype: ArrayLike) -> int:
+    """Multiply-accumulates of one image: the stem's, and at every time step those of edges' layers without spikes."""
+    each_step = sum(
+        spec.space.operation(code).macs(spec.cell_size(cell), spec.cell_channels(cell))
+        for cell, codes in enumerate(spec.codes(np.asarray(genotype)))
+        for code in codes
+    )
+    return stem_macs(spec) + spec.time_steps * each_step
+
+
+def energy_nj(spec: NetworkSpec, genotype: ArrayLike, synops: float) -> float:
+    """Energy of one image in nJ, by the 45 nm figures.
+
+    Args:
+      spec: the network.
+      genotype: [E] or [2, E].
+      synops: synaptic operations of the image, measured (`synaptic_operations`).
+    """
+    return (PJ_PER_MAC * macs(spec, genotype) + PJ_PER_SYNOP * synops) / 1000

@@ -9,8 +9,9 @@ Sources: Kim et al., ECCV 2022 (SNASNet), sections 3 and 4, and its public code;
 what LIF layers learn, and NeurIPS 2021, for shortcuts of spikes.
 """
 
+import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from spikernel_jax.snn import convolution, neurons, operations
-from spikernel_jax.snn.spec import CELLS, NetworkSpec, layer_name
+from spikernel_jax.operations import convolution
+from spikernel_jax.operations.operation import Operation
+from spikernel_jax.snn import layers, neurons
+from spikernel_jax.snn.spec import CELLS, NetworkSpec, Reader, layer_name
 
 Array = jax.Array
 # Layer name -> {"kernel", "scale", "bias"}, those that it has; LIF site -> what it learns. One name can be both.
@@ -64,15 +67,15 @@ def init(key: Array, spec: NetworkSpec, genotype: Any = None) -> tuple[Params, S
         entry: dict[str, Array] = {}
         if name.startswith("head."):
             # SNASNet's N(0, 0.01²) would leave the gradient of a head without hidden neurons too small.
-            deviation = 0.01 if spec.head == "snasnet" else layer.c_in**-0.5
-            entry["kernel"] = operations.init_linear(layer_key, layer.c_in, layer.c_out, deviation)
-        elif layer.kernel:
-            entry["kernel"] = operations.init_conv(layer_key, layer.kernel, layer.c_in, layer.c_out)
+            deviation = 0.01 if spec.head == "snasnet" else layer.shape[0] ** -0.5
+            entry["kernel"] = layers.init_linear(layer_key, layer.shape, deviation)
+        elif layer.shape:
+            entry["kernel"] = layers.init_conv(layer_key, layer.shape)
         if layer.norm:
-            entry |= operations.init_affine(layer.c_out)
-            stats[name] = operations.init_running(layer.c_out)
+            entry |= layers.init_affine(layer.channels)
+            stats[name] = layers.init_running(layer.channels)
         elif layer.bias:
-            entry["bias"] = jnp.zeros(layer.c_out)
+            entry["bias"] = jnp.zeros(layer.channels)
         params[name] = entry
     if learned := spec.neuron.learned:
         for site in spec.sites(genotype):
@@ -121,6 +124,26 @@ def _mixture(weights: Array, makes: list[Make], like: jax.ShapeDtypeStruct, tota
     return _added(result, like, total)
 
 
+Spikes = Mapping[Reader, Array]  # of one node, through each LIF that operations read it through
+
+
+class _Edge(NamedTuple):
+    """What an operation finds on the edge that it works on: `operations.operation.Edge`."""
+
+    net: "Pass"
+    cell: str
+    edge: tuple[int, int]
+    operation: str
+
+    def weights(self, part: str = "") -> Array:
+        return self.net.params[layer_name(self.cell, self.edge, self.operation, part)]["kernel"]
+
+    def norm(self, y_TBHWC: Array, part: str = "") -> Array:
+        name = layer_name(self.cell, self.edge, self.operation, part)
+        # Statistics may not leave a traced branch; scoring keeps none, so nothing is lost there.
+        return self.net.norm(name, y_TBHWC) if self.net.choose is _fixed else self.net.normed(name, y_TBHWC)[0]
+
+
 class Pass:
     """One pass over a stretch of time steps: reads parameters and state, gathers their successors.
 
@@ -162,7 +185,7 @@ class Pass:
     def normed(self, name: str, x_TBHWC: Array) -> tuple[Array, Any]:
         """Batch norm of layer `name`, and its running statistics after the pass."""
         over_time = self.spec.norm == "over_time" and name != "stem"
-        return operations.batch_norm(
+        return layers.batch_norm(
             x_TBHWC,
             self.params[name],
             None if self.stats is None else self.stats[name],
@@ -177,9 +200,11 @@ class Pass:
         x = convolution.conv(images_BHWC, self.params["stem"]["kernel"], self.spec.stem_stride)
         return self.norm("stem", x[None])[0]
 
-    def spikes(self, v_N: Array, x_TN: Array, learned: neurons.Learned | None = None) -> tuple[Array, Array, Any]:
+    def spikes(
+        self, neuron: neurons.NeuronSpec, v_N: Array, x_TN: Array, learned: neurons.Learned | None = None
+    ) -> tuple[Array, Array, Any]:
         """Membranes after, spikes of, and record of a LIF layer with these learned scalars."""
-        v_end, spikes = neurons.run(self.spec.neuron, v_N, x_TN, learned)
+        v_end, spikes = neurons.run(neuron, v_N, x_TN, learned)
         if self.spike_dtype is not None:
             spikes = spikes.astype(self.spike_dtype)
         if not self.observe:
@@ -191,8 +216,9 @@ class Pass:
         """What a LIF layer has learned; None where the spec's neuron learns nothing."""
         return {name: self.params[site][name] for name in self.spec.neuron.learned} or None
 
-    def fire(self, site: str, x_TBN: Array) -> Array:
-        """Spikes of a LIF layer; zeros where no edge reads them."""
+    def fire(self, site: str, x_TBN: Array, neuron: neurons.NeuronSpec | None = None) -> Array:
+        """Spikes of a LIF layer of the network's or another neuron; zeros where no edge reads them."""
+        spikes_of = functools.partial(self.spikes, neuron or self.spec.neuron)
         v = self.state.get(site)
         v = jnp.zeros(x_TBN.shape[1:], x_TBN.dtype) if v is None else v
         calls = self.sites[site].calls if site in self.sites else 0
@@ -200,12 +226,12 @@ class Pass:
         if isinstance(calls, int):
             if calls == 0:
                 return silent
-            result = self.spikes(v, x_TBN, self.learned(site))
+            result = spikes_of(v, x_TBN, self.learned(site))
         else:  # traced: a node whose spikes no edge reads costs nothing
             learned = self.learned(site)
-            idle = jax.eval_shape(self.spikes, v, x_TBN, learned)[2]
+            idle = jax.eval_shape(spikes_of, v, x_TBN, learned)[2]
             idle = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), idle)
-            result = lax.cond(calls > 0, lambda: self.spikes(v, x_TBN, learned), lambda: (v, silent, idle))
+            result = lax.cond(calls > 0, lambda: spikes_of(v, x_TBN, learned), lambda: (v, silent, idle))
         self.state[site], spikes, record = result
         if self.observe:
             self.records[site] = record
@@ -217,7 +243,7 @@ class Pass:
         position: int,
         code: Any,
         x: Array,
-        spikes_TBHWC: Array,
+        spikes: Spikes,
         steps: int,
         total: Array | None = None,
     ) -> Array | None:
@@ -225,27 +251,27 @@ class Pass:
 
         Args:
           cell: ``"cell1"`` or ``"cell2"``.
-          position: of the edge in the space's order; says whose weights a convolution has.
+          position: of the edge in the space's order; says whose weights an operation has.
           code: of the genotype's kind; a zero that is fixed gives `total`.
           x: the source node's value, [T or 1, B, H, W, C].
-          spikes_TBHWC: the source node's spikes; convolutions read them, and all else with shortcuts of spikes.
+          spikes: the source node's spikes [T, B, H, W, C] by the spec's readers; what reads none takes x.
           steps: T.
           total: what other edges brought to the same node; None is nothing.
         """
+        space, readers = self.spec.space, self.spec.readers
         shape = (steps, *x.shape[1:])
-        handed_on = spikes_TBHWC.astype(x.dtype) if self.spec.shortcut == "spike" else x
 
-        def conv(k: int) -> Array:
-            name = layer_name(cell, self.spec.space.edges[position], k)
-            y = convolution.conv(spikes_TBHWC, self.params[name]["kernel"])
-            # Statistics may not leave a traced branch; scoring keeps none, so nothing is lost there.
-            return self.norm(name, y) if self.choose is _fixed else self.normed(name, y)[0]
+        def made(code: int, operation: Operation) -> Array:
+            own = next((reader for reader in readers if reader.codes[code]), None)
+            read = x if own is None else spikes[own]
+            if own is not None and not operation.reads_spikes:
+                read = read.astype(x.dtype)  # a shortcut of spikes adds them to currents
+            y = operation.apply(_Edge(self, cell, space.edges[position], operation.name), read)
+            if jnp.shape(y) != read.shape:
+                raise ValueError(f"operation {operation.name!r} makes {jnp.shape(y)} of {read.shape}: want that shape")
+            return y.astype(x.dtype)
 
-        makes = [
-            lambda: handed_on,
-            *[lambda k=k: conv(k) for k in self.spec.space.kernel_sizes],
-            lambda: operations.avgpool3(handed_on),
-        ]
+        makes = [lambda code=code: made(code, space.operation(code)) for code in range(1, space.num_ops)]
         return self.choose(code, makes, jax.ShapeDtypeStruct(shape, x.dtype), total)
 
     def cell(self, cell: str, x0: Array, time_steps: int) -> Array:
@@ -258,7 +284,7 @@ class Pass:
         if self.spec.space.feedback and feedback is None:
             feedback = (jnp.zeros_like(x0[0]),) * 3
         values: list[Array] = []  # what leaves each node
-        spikes: list[Array] = []
+        spikes: list[Spikes] = []
 
         def total(target: int, sources: range) -> Array:
             result = None
@@ -273,7 +299,7 @@ class Pass:
             value = x if feedback is None or node == 3 else x + feedback[node]
             values.append(value)
             full = jnp.broadcast_to(value, (time_steps, *value.shape[1:]))
-            spikes.append(self.fire(f"{cell}.node{node}", full))
+            spikes.append({r: self.fire(r.site(cell, node), full, r.neuron) for r in self.spec.readers})
         if feedback is not None:
             self.state[f"{cell}.feedback"] = tuple(total(n, range(n + 1, 4))[0] for n in range(3))
         return jnp.broadcast_to(values[3], (time_steps, *x0.shape[1:]))
@@ -283,7 +309,7 @@ class Pass:
         spec = self.spec
         spikes_TBHWC = spikes_TBHWC.astype(jnp.promote_types(spikes_TBHWC.dtype, jnp.float32))
         if spec.head == "snasnet":
-            x = operations.downsample(spikes_TBHWC, spec.head_pool)
+            x = layers.downsample(spikes_TBHWC, spec.head_pool)
             x_TBF = x.reshape(*x.shape[:2], -1)
         else:
             x_TBF = spikes_TBHWC.mean((2, 3))
@@ -304,7 +330,7 @@ class Pass:
         """Transition, cell 2 and head on the output of cell 1, [T, B, H, W, C]; logits [T, B, K]."""
         x = self.fire("transition", self.norm("transition.in", x))
         x = self.norm("transition.conv", convolution.conv(x, self.params["transition.conv"]["kernel"]))
-        x = self.cell("cell2", operations.downsample(x, 2), time_steps)
+        x = self.cell("cell2", layers.downsample(x, 2), time_steps)
         return self.head(self.fire("last", self.norm("last", x)), dropout_keep)
 
 

@@ -33,11 +33,11 @@ def _names(spec: NetworkSpec, genotype: Any) -> Iterator[tuple[str, str | None, 
     yield from _FIXED
     for cell, codes in zip(CELLS, spec.codes(genotype), strict=True):
         for position, (edge, code) in enumerate(zip(spec.space.edges, codes, strict=True)):
-            if k := spec.space.kernel_size(code):
+            if spec.space.operation(code).reads_spikes:
                 back = position >= len(FORWARD_EDGES)
                 number = position - len(FORWARD_EDGES) * back
                 prefix = f"{cell}.cell_architecture{'_back' * back}.{number}"
-                yield layer_name(cell, edge, k), f"{prefix}.1", f"{prefix}.2"
+                yield layer_name(cell, edge, spec.space.operations[code]), f"{prefix}.1", f"{prefix}.2"
 
 
 def _read(source: Any) -> dict[str, np.ndarray]:
@@ -188,13 +188,12 @@ def load_snasnet(
         entry: dict[str, Any] = {}
         shape = shapes[layer]
         if weights:
-            want = (shape.c_out, shape.c_in)
-            want = want if layer.startswith("head.") else (*want, shape.kernel, shape.kernel)
+            want = (*shape.shape[:-3:-1], *shape.shape[:-2])  # PyTorch's [out, in(, k, k)]
             entry["kernel"] = _kernel(spec, layer, _shaped(get(f"{weights}.weight"), want, weights))
             if shape.bias:
-                entry["bias"] = _shaped(get(f"{weights}.bias"), (shape.c_out,), weights)
+                entry["bias"] = _shaped(get(f"{weights}.bias"), (shape.channels,), weights)
         if norm:
-            width = (shape.c_out,)
+            width = (shape.channels,)
             entry["scale"] = _shaped(get(f"{norm}.weight"), width, norm)
             entry["bias"] = _shaped(get(f"{norm}.bias"), width, norm)
             zeros = np.zeros_like(entry["scale"])

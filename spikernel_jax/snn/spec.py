@@ -1,16 +1,20 @@
 """The macro-architecture as a frozen specification: sizes, layers and neuron sites in closed form."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
-from spikernel_jax.cells.canonical import FIRST_CONV, SKIP, ZERO
+from spikernel_jax.cells.canonical import NOTHING
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.checks import require_known, whole
+from spikernel_jax.operations.operation import Layer, Operation, edge_name
+from spikernel_jax.snn.layers import NORMS
 from spikernel_jax.snn.neurons import NeuronSpec
-from spikernel_jax.snn.operations import NORMS
 
 HEADS = ("snasnet", "gap")
 SHORTCUTS = ("membrane", "spike")
@@ -18,25 +22,16 @@ CELLS: tuple[str, str] = ("cell1", "cell2")
 Codes = Sequence[Any]  # one operation code an edge: ints (fixed genotype) or traced scalars
 
 
-class Layer(NamedTuple):
-    """Shapes of one layer's parameters; `kernel` is 0 where the layer is a norm only."""
-
-    kernel: int
-    c_in: int
-    c_out: int
-    norm: bool
-    bias: bool
-
-
 class Site(NamedTuple):
     """A LIF layer: its neurons in one image, and for how many edges that read spikes it stands.
 
-    Edges that leave the same node see the same LIF output, so one site serves them all; SNASNet has
-    a LIF for every conv edge, hence `calls` (an int, or traced) in everything that counts LIF calls.
+    Edges that leave the same node through equal neurons see the same LIF output, so one site serves them all; SNASNet
+    has a LIF for every conv edge, hence `calls` (an int, or traced) in everything that counts LIF calls.
     """
 
     neurons: int
     calls: Any
+    neuron: NeuronSpec
 
 
 _RANGES = {
@@ -118,6 +113,7 @@ class NetworkSpec:
                 f"image_shape={self.image_shape} is too small for stem_stride={self.stem_stride} and "
                 f"head_pool={self.head_pool}: cell 2 works on {self.cell_size(1)}"
             )
+        _readers(self)  # refuses operations whose neurons cannot be
 
     def cell_size(self, cell: int) -> tuple[int, int]:
         """(height, width) of cell 0 or 1."""
@@ -171,78 +167,124 @@ class NetworkSpec:
             return pair[0].tolist(), pair[1].tolist()
         return pair  # pyright: ignore[reportReturnType]
 
-    def is_conv(self, code: Any) -> Any:
-        """Whether a code is a convolution; bool for an int, elementwise for an array, traced or not."""
-        return (code >= FIRST_CONV) & (code < self.space.avgpool)
+    @property
+    def readers(self) -> "tuple[Reader, ...]":
+        """The LIFs that operations of the space read a node through: one, unless some have neurons of their own."""
+        return _readers(self)
 
     def reads_spikes(self, code: Any) -> Any:
         """Whether an operation reads its source node's LIF; bool for an int, elementwise for an array."""
-        return code != ZERO if self.shortcut == "spike" else self.is_conv(code)
+        read = np.any([reader.codes for reader in self.readers], axis=0)
+        return read[code] if isinstance(code, int | np.integer | np.ndarray) else jnp.asarray(read)[code]
 
-    def lif_calls(self, code: Any) -> Any:
-        """How many operations of an edge read spikes: 0 or 1 for a code, for a mixture's weights those above 0."""
-        if np.ndim(code) == 1:
-            read = code[SKIP:] if self.shortcut == "spike" else code[FIRST_CONV : self.space.avgpool]
-            return (read > 0).sum()
-        return self.reads_spikes(code) + 0
+    def has_weights(self, code: NDArray[np.int8]) -> NDArray[np.bool_]:
+        """Whether operations have parameters of their own, elementwise."""
+        ops = range(self.space.num_ops)
+        return np.array([bool(self.space.operation(op).layers(self.channels)) for op in ops])[code]
 
     def fixed_layers(self) -> dict[str, Layer]:
         """Layers outside the cells, without what LIF layers learn."""
         c, c2, c_image = self.channels, 2 * self.channels, self.image_shape[2]
         layers = {
-            "stem": Layer(3, c_image, c, norm=True, bias=False),
-            "transition.in": Layer(0, c, c, norm=True, bias=False),
-            "transition.conv": Layer(3, c, c2, norm=True, bias=False),
-            "last": Layer(0, c2, c2, norm=True, bias=False),
+            "stem": Layer((3, 3, c_image, c), c),
+            "transition.in": Layer((), c),
+            "transition.conv": Layer((3, 3, c, c2), c2),
+            "last": Layer((), c2),
         }
         if self.head == "snasnet":
-            layers["head.hidden"] = Layer(1, self.features, self.head_hidden, norm=False, bias=False)
-            layers["head.out"] = Layer(1, self.head_hidden, self.outputs, norm=False, bias=True)
+            layers["head.hidden"] = Layer((self.features, self.head_hidden), self.head_hidden, norm=False)
+            layers["head.out"] = Layer((self.head_hidden, self.outputs), self.outputs, norm=False, bias=True)
         else:
-            layers["head.out"] = Layer(1, self.features, self.outputs, norm=False, bias=True)
+            layers["head.out"] = Layer((self.features, self.outputs), self.outputs, norm=False, bias=True)
         return layers
 
     def layers(self, genotype: Any = None) -> dict[str, Layer]:
         """Every layer that has weights or a norm, by name: of one genotype, or of the whole bank if None.
 
-        The bank holds one convolution for each (cell, edge, kernel size), named like
-        ``cell1.e01.conv3``; a genotype's layers are a subset of the bank's. What LIF layers learn
+        The bank holds the layers of each (cell, edge, operation), named like ``cell1.e01.conv3`` or
+        ``cell1.e01.dwconv5.pointwise``; a genotype's layers are a subset of the bank's. What LIF layers learn
         (`NeuronSpec.learned`) comes on top, for each of `sites`.
         """
         layers = self.fixed_layers()
         pair = (None, None) if genotype is None else self.codes(genotype)
         for index, (cell, codes) in enumerate(zip(CELLS, pair, strict=True)):
-            c = self.cell_channels(index)
+            of_codes = [self.space.operation(op).layers(self.cell_channels(index)) for op in range(self.space.num_ops)]
             for position, edge in enumerate(self.space.edges):
-                for k in self.space.kernel_sizes:
-                    if codes is None or codes[position] == self.space.conv_code(k):
-                        layers[layer_name(cell, edge, k)] = Layer(k, c, c, norm=True, bias=False)
+                for code in range(self.space.num_ops) if codes is None else (codes[position],):
+                    for part, layer in of_codes[code].items():
+                        layers[layer_name(cell, edge, self.space.operations[code], part)] = layer
         return layers
 
     def sites(self, genotype: Any = None) -> dict[str, Site]:
         """Every LIF layer by name, for a fixed or a traced genotype, or of the whole bank if None."""
         sites = {}
-        every = (FIRST_CONV,) * len(self.space.edges)  # in the bank, every edge can read spikes
-        pair = (every, every) if genotype is None else self.codes(genotype)
+        pair = (None, None) if genotype is None else self.codes(genotype)
         for index, (cell, codes) in enumerate(zip(CELLS, pair, strict=True)):
             h, w = self.cell_size(index)
             c = self.cell_channels(index)
             for node in range(4):
-                calls = sum(
-                    self.lif_calls(code)
-                    for code, (source, _) in zip(codes, self.space.edges, strict=True)
-                    if source == node
-                )
-                sites[f"{cell}.node{node}"] = Site(h * w * c, calls)
-            sites[("transition", "last")[index]] = Site(h * w * c, 1)
+                leaving = [i for i, (source, _) in enumerate(self.space.edges) if source == node]
+                for reader in self.readers:  # in the bank, every edge can read spikes
+                    calls = len(leaving) if codes is None else sum(reader.calls(codes[i]) for i in leaving)
+                    sites[reader.site(cell, node)] = Site(h * w * c, calls, reader.neuron)
+            sites[("transition", "last")[index]] = Site(h * w * c, 1, self.neuron)
         if self.head == "snasnet":
-            sites["head"] = Site(self.head_hidden, 1)
+            sites["head"] = Site(self.head_hidden, 1, self.neuron)
         return {name: s for name, s in sites.items() if not (isinstance(s.calls, int) and s.calls == 0)}
 
 
-def layer_name(cell: str, edge: tuple[int, int], kernel_size: int) -> str:
-    """Name of a convolution's parameters: ``cell1.e01.conv3``."""
-    return f"{cell}.e{edge[0]}{edge[1]}.conv{kernel_size}"
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A LIF that operations read nodes through.
+
+    Attributes:
+      neuron: of it.
+      codes: bool [num_ops], which codes of the space read through it.
+      suffix: of its sites' names; empty for the network's own neuron.
+    """
+
+    neuron: NeuronSpec
+    codes: tuple[bool, ...]
+    suffix: str
+
+    def site(self, cell: str, node: int) -> str:
+        """Name of its LIF layer at a node: ``cell1.node0``, or ``cell1.node0@0.5`` of a threshold of its own."""
+        return f"{cell}.node{node}{self.suffix}"
+
+    def calls(self, code: Any) -> Any:
+        """How many operations of an edge read through it: 0 or 1 for a code, for a mixture's weights those above 0."""
+        if isinstance(code, int | np.integer):
+            return int(self.codes[code])
+        mask = jnp.asarray(self.codes)
+        return ((code > 0) & mask).sum() if np.ndim(code) == 1 else mask[code] + 0
+
+
+@functools.cache
+def _readers(spec: NetworkSpec) -> tuple[Reader, ...]:
+    """`NetworkSpec.readers`; ValueError for an operation whose neuron cannot be."""
+    neurons = [_neuron_of(spec, code, spec.space.operation(code)) for code in range(spec.space.num_ops)]
+    own = spec.neuron
+    result = []
+    for neuron in dict.fromkeys(neuron for neuron in neurons if neuron is not None):
+        suffix = "" if neuron.v_threshold == own.v_threshold else f"@{neuron.v_threshold}"
+        suffix += "" if neuron.tau == own.tau else f"~{neuron.tau}"
+        result.append(Reader(neuron, tuple(other == neuron for other in neurons), suffix))
+    return tuple(result)
+
+
+def _neuron_of(spec: NetworkSpec, code: int, operation: Operation) -> NeuronSpec | None:
+    if not operation.reads_spikes:
+        return spec.neuron if spec.shortcut == "spike" and code != NOTHING else None
+    given = {"v_threshold": operation.threshold, "tau": operation.tau}
+    try:
+        return dataclasses.replace(spec.neuron, **{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise ValueError(f"operation {operation.name!r}: {error}") from None
+
+
+def layer_name(cell: str, edge: tuple[int, int], operation: str, part: str = "") -> str:
+    """Name of the parameters of an operation's layer: ``cell1.e01.conv3``."""
+    return f"{cell}.e{edge[0]}{edge[1]}.{edge_name(operation, part)}"
 
 
 def spec_to_json(spec: NetworkSpec) -> dict[str, Any]:
@@ -252,5 +294,6 @@ def spec_to_json(spec: NetworkSpec) -> dict[str, Any]:
 
 def spec_from_json(fields: dict[str, Any]) -> NetworkSpec:
     """The specification that `spec_to_json` wrote; ValueError or TypeError where fields are wrong."""
-    space = CellSpace(**{**fields["space"], "kernel_sizes": tuple(fields["space"]["kernel_sizes"])})
+    lists = {name: tuple(fields["space"].get(name, ())) for name in ("kernel_sizes", "operations")}
+    space = CellSpace(**{**fields["space"], **lists})
     return NetworkSpec(**{**fields, "space": space, "neuron": NeuronSpec(**fields["neuron"])})

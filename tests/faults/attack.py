@@ -6,6 +6,7 @@ python tests/faults/attack.py --long       # 300 mutations of every kind of file
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -98,7 +99,9 @@ def attack(finished: Path, other: Path, mutations: int, seed: int = 0) -> tuple[
     kinds = sorted({(path.parts[0], path.suffix or path.name) for path in paths})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / finished.name
-        for number in range(mutations):
+        for number in itertools.count():
+            if counts.total() == mutations:
+                break
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(finished, folder)
             kind = kinds[number % len(kinds)]

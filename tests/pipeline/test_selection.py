@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 import scripts
+from convolutions import conv_edges
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Split
 from spikernel_jax.pipeline import baselines, finalists, impact, kernel_sets, presets, search, trials
@@ -40,7 +41,7 @@ class Untouchable(Split):
 
 def validation_accuracy(spec: Any, genotype: Any, seed: int) -> float:
     """Made up: more and larger convolutions are better; seeds differ a little."""
-    return 0.4 + 0.01 * sum(k for *_, k in spec.space.conv_edges(np.asarray(genotype))) + 0.001 * (seed % 10)
+    return 0.4 + 0.01 * sum(k for *_, k in conv_edges(spec.space, np.asarray(genotype))) + 0.001 * (seed % 10)
 
 
 def made_up_training(spec: Any, genotype: Any, data: Any, config: Any, *, seed: int, folder: Path, **_: Any) -> Model:
@@ -57,7 +58,7 @@ def made_up_training(spec: Any, genotype: Any, data: Any, config: Any, *, seed: 
 @pytest.fixture
 def job(tmp_path, monkeypatch) -> Job:
     """A small run whose test split must not be looked at."""
-    smoke = dataclasses.replace(presets.get_preset("mnist5k", "smoke"), kernel_sizes=(1, 3), sets=((1, 3), (3,)))
+    smoke = dataclasses.replace(presets.get_preset("mnist5k", "smoke"), kernel_sizes=(1, 3), sets=((1,), (3,)))
     monkeypatch.setitem(presets.PRESETS["mnist5k"], "smoke", smoke)
     monkeypatch.setattr(trials, "train", made_up_training)
     for module in (trials, finalists):  # what a training seals, it did not make up

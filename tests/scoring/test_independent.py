@@ -80,7 +80,7 @@ def test_independent_draws_take_any_sequence_of_means(kind):
 
 
 def test_luck_tells_equal_cells_apart():
-    conv3 = NARROW.space.conv_code(3)
+    conv3 = NARROW.space.code("conv3")
     equal = np.array([[0, 0, 0, conv3, 0, 0], [1, 0, 0, conv3, 0, 0]], np.int8)  # node 1 leads nowhere
     assert np.ptp(independently(equal).scores) > 0
 

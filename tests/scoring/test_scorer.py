@@ -1,9 +1,9 @@
 """Scores of populations: common random numbers, and that nobody's score depends on the others."""
 
 import dataclasses
+import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from convolutions import conv_edges
 from spikernel_jax import make_bank, score_population
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.scoring import engine
@@ -61,7 +62,7 @@ def scores(rows, bank) -> Any:
 def test_every_cell_has_a_finite_score_and_counted_calls(rows, scores):
     assert np.isfinite(scores.scores).all()
     assert len(set(scores.scores)) == CHUNK  # eight different cells, eight scores
-    convs = np.array([2 * len(SPACE.conv_edges(row)) for row in rows])  # both cells
+    convs = np.array([2 * len(conv_edges(SPACE, row)) for row in rows])  # both cells
     assert (scores.lif_calls == SPEC.time_steps * (convs + 2)).all()  # and transition and last
 
 
@@ -236,7 +237,7 @@ def test_two_equal_images_score_minus_infinity(rows, bank):
 
 
 def test_equal_cells_score_alike(bank):
-    conv3 = SPACE.conv_code(3)
+    conv3 = SPACE.code("conv3")
     equal = np.array([[0, 0, 0, conv3, 0, 0], [1, 0, 0, conv3, 0, 0]], np.int8)  # node 1 leads nowhere
     assert np.ptp(score_population(equal, bank, IMAGES, SPEC).scores) == 0
 
@@ -254,7 +255,7 @@ def test_feedback_cells_and_pairs_of_cells():
     assert np.isfinite(singles.scores).all()
     np.testing.assert_allclose(pairs.scores[:3], singles.scores, rtol=1e-5)
     assert (pairs.lif_calls[:3] == singles.lif_calls).all()
-    convs = [sum(len(space.conv_edges(row)) for row in pair) for pair in mixed]
+    convs = [sum(len(conv_edges(space, row)) for row in pair) for pair in mixed]
     assert (pairs.lif_calls[3:] == 2 * (np.array(convs) + 3)).all()  # transition, last, head
     assert (pairs.scores[3:] != pairs.scores[:3]).any()
 
@@ -314,7 +315,7 @@ for count in (1, 2, None):
     found[str(lanes)] = [part["scores"][0] for part in parts for part in scorer.submit(1, part)()]
 np.savez({str(out)!r}, **found)
 """
-    environment = with_devices(CHUNK) | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = with_devices(CHUNK) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     return {int(count): values for count, values in np.load(out).items()}
 

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from convolutions import kernel_size
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.scoring import scores as scoring
 from spikernel_jax.snn import network
+from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec, Site
 
 FORMS = ("sahd_paper", "sahd_code")
@@ -44,7 +46,7 @@ def kernel_oracle(form, spikes, calls):
 def scores(spikes, calls):
     """Both forms by the package."""
     records = {site: scoring.normalised_hamming(x) for site, x in spikes.items()}
-    sites = {site: Site(int(np.prod(x.shape[2:])), calls[site]) for site, x in spikes.items()}
+    sites = {site: Site(int(np.prod(x.shape[2:])), calls[site], NeuronSpec()) for site, x in spikes.items()}
     terms = scoring.collect(records, sites)
     return {form: scoring.get_score(form)(terms) for form in FORMS}
 
@@ -73,7 +75,7 @@ def test_equals_the_formulas(form):
 
 def test_terms_count_calls():
     spikes = random_spikes()
-    sites = {"a": Site(60, 3), "b": Site(11, 1)}
+    sites = {"a": Site(60, 3, NeuronSpec()), "b": Site(11, 1, NeuronSpec())}
     rho = {k: scoring.normalised_hamming(jnp.asarray(x)) for k, x in spikes.items()}
     terms = scoring.collect(rho, sites)
     assert float(terms.calls) == 2 * (3 + 1)
@@ -133,7 +135,7 @@ def test_float32_is_accurate_where_the_reference_is_not():
         reference = reference + (np.float32(n) - np.float32(0.5) * rho.astype(np.float32))
     expected = np.linalg.slogdet(exact / len(rhos))[1]
     records = {"wide": jnp.asarray(np.stack(rhos))}
-    ours = scoring.sahd_code(scoring.collect(records, {"wide": Site(n, 1)}))
+    ours = scoring.sahd_code(scoring.collect(records, {"wide": Site(n, 1, NeuronSpec())}))
     assert ours.dtype == jnp.float32
     theirs = np.linalg.slogdet(np.asarray(reference / np.float32(len(rhos)), np.float64))[1]
     errors = abs(float(ours) - expected) / abs(expected), abs(theirs - expected) / abs(expected)
@@ -227,7 +229,9 @@ def test_scores_of_a_feedback_network():
         by_trace = traced(jnp.asarray(row), params, x)
         by_row, spikes, calls = jax.device_get(fixed(params, x))
     sources = [
-        source for (source, _), code in zip(spec.space.edges, row.tolist(), strict=True) if spec.space.kernel_size(code)
+        source
+        for (source, _), code in zip(spec.space.edges, row.tolist(), strict=True)
+        if kernel_size(spec.space, code)
     ]
     counts = {site: 1 if ".node" not in site else sources.count(int(site[-1])) for site in spikes}
     assert int(calls) == spec.time_steps * sum(counts.values())

@@ -213,7 +213,7 @@ def test_feedback_cells_come_out_valid(seed):
 
 def test_equal_scores_remove_the_later_operation():
     found = prune(BOTH, lambda masks: np.zeros(len(masks)))
-    assert [r.code for r in found.removals if r.round == 0] == [BOTH.avgpool] * 6
+    assert [r.code for r in found.removals if r.round == 0] == [BOTH.code("avgpool")] * 6
     assert BOTH.explicit(found.cell) == "0>3:skip"
 
 

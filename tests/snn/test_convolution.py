@@ -13,8 +13,8 @@ import pytest
 from jax import lax
 
 from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.operations.convolution import conv
 from spikernel_jax.snn import network
-from spikernel_jax.snn.convolution import conv
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.devices import BATCH, devices_for, shared
 

@@ -92,11 +92,11 @@ def load(path: Path, name: str, section: str) -> Case:
     return Case(path, name, section)
 
 
-def forced_fire(net, site: str, x_TBN, *, forced):
+def forced_fire(net, site: str, x_TBN, neuron=None, *, forced):
     """`network.Pass.fire` that hands on given spikes, and records where its own would differ."""
     if site not in net.sites:
         return jnp.zeros_like(x_TBN)
-    neuron = net.spec.neuron
+    neuron = neuron or net.spec.neuron
     # In a scan over time a chunk is one step, and the state says which.
     start = net.state.get(f"t.{site}", jnp.zeros((), jnp.int32))
     given = lax.dynamic_slice_in_dim(forced[site], start, x_TBN.shape[0])

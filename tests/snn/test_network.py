@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.snn import convolution, network, operations
+from spikernel_jax.operations import convolution, pooling
+from spikernel_jax.snn import layers, network
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec, spec_from_json, spec_to_json
 
@@ -211,7 +212,7 @@ class Oracle:
 
     def edge(self, index, source, target, x):
         cell = ("cell1", "cell2")[index]
-        op = self.spec.space.op_names[self.ops[index].get((source, target), 0)]
+        op = self.spec.space.operations[self.ops[index].get((source, target), 0)]
         if op == "zero":
             return np.zeros_like(x)
         name = f"{cell}.e{source}{target}.{op}"
@@ -358,10 +359,10 @@ def test_init_is_a_subnetwork_of_the_bank(name):
     jax.tree.map(np.testing.assert_array_equal, stats, network.subnetwork(spec, bank_stats, row))
     rows = row if isinstance(row[0], list) else [row, row]
     own = {
-        f"cell{i}.e{s}{t}.{spec.space.op_names[code]}"
+        f"cell{i}.e{s}{t}.{spec.space.operations[code]}"
         for i, r in enumerate(rows, 1)
         for (s, t), code in zip(spec.space.edges, r, strict=True)
-        if spec.space.kernel_size(code)
+        if "conv" in spec.space.operations[code]
     }
     assert {layer for layer in params if layer.startswith("cell")} == own
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, stats)))
@@ -376,7 +377,7 @@ def test_what_neurons_learn_comes_on_top(name):
     params, stats = network.init(key, spec, row)
     plain, plain_stats = network.init(key, dataclasses.replace(spec, neuron=fixed_neuron), row)
     reading = [  # operations that read spikes
-        code for code, op in enumerate(spec.space.op_names)
+        code for code, op in enumerate(spec.space.operations)
         if op.startswith("conv") or (spec.shortcut == "spike" and op != "zero")
     ]  # fmt: skip
     nodes = {source for (source, _), code in zip(spec.space.edges, row, strict=True) if code in reading}
@@ -488,10 +489,10 @@ def test_every_operation_keeps_the_contract(code):
         elif name.startswith("cell"):
             assert entry["kernel"].any(), name
     assert {name for name in own if name.startswith("cell")} == {
-        f"cell{i}.e{edge}.{spec.space.op_names[code]}"
+        f"cell{i}.e{edge}.{spec.space.operations[code]}"
         for i in (1, 2)
         for edge in ("02", "23")
-        if spec.space.kernel_size(code)
+        if "conv" in spec.space.operations[code]
     }
 
 
@@ -541,7 +542,7 @@ def test_conv_of_few_channels(k, channels, width):
 def test_avgpool(size):
     x = np.random.default_rng(0).normal(size=(2, 3, *size, 2))
     with jax.enable_x64(True):
-        ours = operations.avgpool3(jnp.asarray(x))
+        ours = pooling.average_pool(jnp.asarray(x))
     np.testing.assert_allclose(ours, avgpool_oracle(x), rtol=1e-10, atol=1e-12)
 
 
@@ -549,7 +550,7 @@ def test_avgpool(size):
 def test_downsample(factor):
     x = np.random.default_rng(0).normal(size=(2, 3, 7, 6, 2))
     with jax.enable_x64(True):
-        ours, backwards = jax.vjp(lambda x: operations.downsample(x, factor), jnp.asarray(x))
+        ours, backwards = jax.vjp(lambda x: layers.downsample(x, factor), jnp.asarray(x))
         dx = np.asarray(*backwards(ours))
     np.testing.assert_allclose(ours, downsample_oracle(x, factor), rtol=1e-12)
     np.testing.assert_allclose((dx * x).sum(), np.square(ours).sum(), rtol=1e-12)  # linear: <dx, x> = <ours, ours>
@@ -557,7 +558,7 @@ def test_downsample(factor):
 
 def test_batch_norm_needs_statistics_to_evaluate():
     with pytest.raises(ValueError, match="train=False needs running statistics"):
-        operations.batch_norm(jnp.zeros((1, 1, 2, 2, 1)), operations.init_affine(1), None, train=False)
+        layers.batch_norm(jnp.zeros((1, 1, 2, 2, 1)), layers.init_affine(1), None, train=False)
 
 
 def test_dropout_mask():

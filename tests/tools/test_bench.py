@@ -17,8 +17,9 @@ import ceilings
 import scripts
 import trace_parts
 from spikernel_jax import CellSpace, NetworkSpec
+from spikernel_jax.operations import convolution, pooling
 from spikernel_jax.scoring import engine, scores
-from spikernel_jax.snn import convolution, neurons, operations
+from spikernel_jax.snn import layers, neurons
 from work import necessary_work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,14 +31,14 @@ TEXT = """HloModule jit_f, is_scheduled=true
 
 FileNames
 1 "/somewhere/engine.py"
-2 "/somewhere/spikernel_jax/snn/operations.py"
+2 "/somewhere/spikernel_jax/operations/pooling.py"
 3 "/somewhere/spikernel_jax/snn/neurons.py"
-4 "/somewhere/spikernel_jax/snn/convolution.py"
+4 "/somewhere/spikernel_jax/operations/convolution.py"
 
 FunctionNames
 1 "score_groups.<locals>.one"
 2 "conv"
-3 "avgpool3.<locals>.<genexpr>"
+3 "average_pool.<locals>.<genexpr>"
 4 "run.<locals>.<lambda>"
 5 "Elsewhere.conv"
 
@@ -129,9 +130,9 @@ def test_a_real_profile_names_the_parts():
     @jax.jit
     def some_layers(x, kernel):
         affine = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
-        y, _ = operations.batch_norm(convolution.conv(x, kernel), affine, None, train=True)
+        y, _ = layers.batch_norm(convolution.conv(x, kernel), affine, None, train=True)
         spikes = neurons.run(SPEC.neuron, jnp.zeros(y.shape[1:]), y)[1]
-        return scores.normalised_hamming(spikes), operations.avgpool3(y)
+        return scores.normalised_hamming(spikes), pooling.average_pool(y)
 
     x, kernel = jnp.ones((2, 4, 16, 16, 3)), jnp.ones((3, 3, 3, 4))
     jax.block_until_ready(some_layers(x, kernel))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convolutions import kernel_size
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn.spec import NetworkSpec
 from work import Work, necessary_work
@@ -63,7 +64,7 @@ class Walk:
                 if code == 0:
                     continue
                 name, steps = values[source]
-                k = spec.space.kernel_size(code)
+                k = kernel_size(spec.space, code)
                 if k:
                     if self.once("lif", name):
                         self.fire(h * w * c, steps)
@@ -71,7 +72,7 @@ class Walk:
                         self.convolve("convolution", (h, w, k, c, c), time)
                     self.kernels[index, source, node, k] = k * k * c * c + 2 * c
                     steps = time
-                elif code == spec.space.avgpool and self.once("avgpool", name):
+                elif code == spec.space.code("avgpool") and self.once("avgpool", name):
                     self.tally["pooling"] += 5 * h * w * c * self.batch * steps
                     self.moved(2 * h * w * c * self.batch * steps)
                 terms.append((source, node, code, name))

@@ -1,4 +1,4 @@
-"""What a cell is made of besides convolutions: pooling and batch norm; initialisation of all.
+"""Batch norm, pooling between cells, and how weights begin.
 
 All activations are time-major ``[T, B, H, W, C]``; a convolution over T time steps of one layer is
 one convolution over ``T*B`` images. Weights are ``[k, k, C_in, C_out]``.
@@ -16,17 +16,6 @@ Params = dict[str, Array]
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # weight of the new statistic, PyTorch's convention
 NORMS = ("per_step", "over_time")
-
-
-def avgpool3(x: Array) -> Array:
-    """3×3 average of ``[..., H, W, C]``, stride 1, zero padding, divisor always 9."""
-    h, w = x.shape[-3:-1]
-    pad = [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
-    padded = jnp.pad(x, pad)
-    first, *others = (lax.slice_in_dim(padded, i, i + h, axis=x.ndim - 3) for i in range(3))
-    rows = sum(others, first)
-    first, *others = (lax.slice_in_dim(rows, j, j + w, axis=x.ndim - 2) for j in range(3))
-    return sum(others, first) / 9
 
 
 def downsample(x: Array, factor: int) -> Array:
@@ -109,15 +98,15 @@ def _updated(running: Params, mean: Array, var: Array, n: int) -> Params:
     return {"mean": lax.stop_gradient(new_mean), "var": lax.stop_gradient(new_var)}
 
 
-def init_conv(key: Array, k: int, c_in: int, c_out: int) -> Array:
-    """Kaiming-uniform with a = 2, as the public SNASNet code: [k, k, c_in, c_out] float32."""
-    bound = math.sqrt(6 / ((1 + 2**2) * c_in * k * k))
-    return jax.random.uniform(key, (k, k, c_in, c_out), jnp.float32, -bound, bound)
+def init_conv(key: Array, shape: tuple[int, ...]) -> Array:
+    """Kaiming-uniform with a = 2, as the public SNASNet code: ``[k_h, k_w, C_in / groups, C_out]`` float32."""
+    bound = math.sqrt(6 / ((1 + 2**2) * math.prod(shape[:-1])))
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def init_linear(key: Array, c_in: int, c_out: int, deviation: float) -> Array:
-    """Normal around 0: [c_in, c_out] float32."""
-    return deviation * jax.random.normal(key, (c_in, c_out), jnp.float32)
+def init_linear(key: Array, shape: tuple[int, ...], deviation: float) -> Array:
+    """Normal around 0: [C_in, C_out] float32."""
+    return deviation * jax.random.normal(key, shape, jnp.float32)
 
 
 def init_affine(channels: int) -> Params:

@@ -1,0 +1,1 @@
+"""What an edge of a cell may hold."""
