@@ -16,7 +16,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from spikernel_jax.cells.space import kernel_set
+from spikernel_jax.cells.kernels import size_set
 from spikernel_jax.io.units import parse_bytes
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.job import Job, default_folder, load_images, open_folder
@@ -65,7 +65,7 @@ def open_study(options: Options) -> tuple[Job, Study]:
     budget = preset.memory_budget if options.memory_budget is None else options.memory_budget
     study = Study(
         space=options.space,
-        kernel_set=kernel_set(options.kernel_set, "--kernel-set"),
+        kernel_set=size_set(options.kernel_set, "--kernel-set"),
         budget=options.budget,
         seeds=options.seeds,
         fidelity=dict(zip(NAMES, preset.fidelities, strict=True))[options.fidelity],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from spikernel_jax.cells import space as cells
+from spikernel_jax.cells import kernels
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import cli, search
 from spikernel_jax.pipeline.job import open_job
@@ -50,7 +50,7 @@ def compare(options: Options) -> "pl.DataFrame":
     run = RunFolder.create(out, settings)
     rows, source = [], ""
     for kernel_set in options.sets:
-        sizes = cells.kernel_set(kernel_set, "--sets")
+        sizes = kernels.size_set(kernel_set, "--sets")
         found, seconds = {}, {}
         for name, choice in RANKINGS.items():
             job = open_job(

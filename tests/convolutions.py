@@ -5,12 +5,6 @@ from typing import Any
 from spikernel_jax.cells.space import CellSpace
 
 
-def kernel_size(space: CellSpace, code: int) -> int | None:
-    """The size k of an operation convk, None of another."""
-    name = space.operations[code]
-    return int(name[4:]) if name.startswith("conv") else None
-
-
 def conv_edges(space: CellSpace, row: Any) -> list[tuple[int, int, int]]:
     """(source, target, size) of each convolution of a row."""
     return [(source, target, int(op.name[4:])) for source, target, op in space.held(row) if op.name.startswith("conv")]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ceilings
-from spikernel_jax.cells.space import CellSpace, kernel_set
+from spikernel_jax.cells.kernels import size_set
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io import files, run_folder
 from spikernel_jax.scoring import engine
 from spikernel_jax.scoring.scorer import Scorer, make_bank
@@ -73,7 +74,7 @@ def processor() -> str:
 
 def parse_set(text: str) -> CellSpace:
     """The cells of a kernel set, or of all pairs of more than two sizes."""
-    sizes = kernel_set(text, "--sets")
+    sizes = size_set(text, "--sets")
     return CellSpace(sizes, max_kernel_sizes=2 if len(sizes) > 2 else None)
 
 

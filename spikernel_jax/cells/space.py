@@ -5,8 +5,8 @@ sets).
 """
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from spikernel_jax.cells import canonical as forms
 from spikernel_jax.cells.canonical import DIRECT, EDGES, FORWARD_EDGES, NOTHING, Rows
 from spikernel_jax.cells.encoding import Encoding, is_int, one
-from spikernel_jax.operations.builtin import LARGEST_KERNEL
+from spikernel_jax.cells.kernels import Kernel, kernel_of, operation_of
+from spikernel_jax.operations.operation import GENERIC
 
 _EXCHANGED = (0, 2, 1, 3)
 # Exchanging nodes 1 and 2 moves column _SWAP[i] of a row to column i.
@@ -58,6 +59,22 @@ class CellSpace(Encoding):
           ...
       ValueError: row [1, 0, 0, 0, 0, 0] is no cell of ...: no path leads from node 0 to node 3
     """
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """What its generic operations are, in the order of `operations`."""
+        return tuple(kernel_of(self.operations[code]) for code in self.codes_of(GENERIC))
+
+    def restricted(self, kernels: Sequence[Kernel]) -> "CellSpace":
+        """The space without the generic operations that are not named, and without a limit of how many.
+
+        Raises:
+          ValueError: if one that is named is not here, or nothing is left.
+        """
+        kept = {self.code(operation_of(kernel)) for kernel in kernels}
+        dropped = {*self.codes_of(GENERIC)} - kept
+        names = tuple(name for code, name in enumerate(self.operations) if code not in dropped)
+        return replace(self, kernel_sizes=CellSpace().kernel_sizes, operations=names, max_kernel_sizes=None)
 
     def prune(self, rows: ArrayLike) -> Rows:
         """Drops, with all its edges, every node that node 0 does not reach or that does not reach node 3.
@@ -239,28 +256,3 @@ def _key_words(key: Any) -> list[int]:
     if not typed or key.ndim:
         raise ValueError(f"key is {key!r}: want one key, such as jax.random.key(0)")
     return np.asarray(jax.random.key_data(key)).ravel().tolist()
-
-
-def kernel_set(text: str, what: str = "kernel set") -> tuple[int, ...]:
-    """Reads a kernel set as options and tables write it, ``"3,5"``; `kernel_set_text` writes it.
-
-    Args:
-      text: sizes with commas, in any order.
-      what: names the text in an error, as ``"--sets"``.
-
-    Returns:
-      The sizes in increasing order.
-
-    Raises:
-      ValueError: unless they are different odd sizes up to 15.
-    """
-    try:
-        return CellSpace(tuple(sorted(int(part) for part in text.split(",")))).kernel_sizes
-    except ValueError:
-        wanted = f"want different odd sizes from 1 to {LARGEST_KERNEL} with commas, as 3,5"
-        raise ValueError(f"{what} {text!r}: {wanted}") from None
-
-
-def kernel_set_text(sizes: Iterable[int]) -> str:
-    """Writes a kernel set: ``"3,5"``."""
-    return ",".join(map(str, sizes))

@@ -12,11 +12,10 @@ Array = jax.Array
 
 def _along_both(x: Array, window: int, beyond: float, join: Callable[[Array, Array], Array]) -> Array:
     """Joins what lies in a window around each pixel, rows first and then columns; slices fuse into one pass each."""
-    pad = window // 2
-    for axis in (x.ndim - 3, x.ndim - 2):
-        widths = [(pad, pad) if a == axis else (0, 0) for a in range(x.ndim)]
-        padded = jnp.pad(x, widths, constant_values=beyond)
-        x = functools.reduce(join, (lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(window)))
+    pad, sides = window // 2, x.shape[-3:-1]
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)], constant_values=beyond)
+    for axis, side in zip((x.ndim - 3, x.ndim - 2), sides, strict=True):
+        x = functools.reduce(join, (lax.slice_in_dim(x, i, i + side, axis=axis) for i in range(window)))
     return x
 
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.space import CellSpace, kernel_set
+from spikernel_jax.cells.kernels import kernel_set
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import impact, trials
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report.intervals import Interval, interval
@@ -30,7 +31,7 @@ class Baseline(NamedTuple):
     """A cell that no search chose."""
 
     role: str
-    kernel_set: str  # its sizes, "3,5"
+    kernel_set: str  # its kernels, "3,5"
     of: str | None  # name of the finalist that it is drawn for
     space: CellSpace
     row: NDArray[np.int8]
@@ -50,7 +51,7 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
     result: dict[str, Baseline] = {}
     taken = set(finalists["genotype"].to_list())
     for index, row in enumerate(finalists.unique("name", keep="first", maintain_order=True).iter_rows(named=True)):
-        space = CellSpace(kernel_set(row["kernel_set"]))
+        space = job.options.space.restricted(kernel_set(row["kernel_set"]))
         rows = space.enumerate()
         rows = rows[queue.memory_of(job.network(space), rows, bits) <= budget]
         order = jax.random.permutation(jax.random.fold_in(job.key(Purpose.RANDOM_BASELINES), index), len(rows))
@@ -58,7 +59,7 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
         if (drawn := next(free, None)) is not None:
             taken.add(space.explicit(drawn))
             result[f"random-{row['name']}"] = Baseline(RANDOM, row["kernel_set"], row["name"], space, drawn)
-    if {1, 3} <= set(job.options.kernel_sizes):
+    if {*CellSpace().operations} <= {*job.options.space.operations}:
         space = CellSpace((1, 3))
         result["snasnet"] = Baseline(PUBLISHED, "1,3", None, space, space.parse(_SNASNET))
     return result
@@ -66,7 +67,7 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
 
 def memory_of(job: Job, row: Mapping[str, Any], bits: int) -> int:
     """Bytes of a baseline at another width."""
-    space = CellSpace(kernel_set(row["kernel_set"]))
+    space = job.options.space.restricted(kernel_set(row["kernel_set"]))
     return int(queue.memory_of(job.network(space), space.parse(row["genotype"])[None], bits)[0])
 
 
@@ -81,7 +82,7 @@ def train_baselines(job: Job) -> "pl.DataFrame":
     with job.step("baselines"):
         finalists = run.read_table("finalists", "experiments/train.py", ("name", "kernel_set", "genotype"))
         unsearched, others = impact.trainings(job), cells(job, finalists)
-        job.say(f"baselines: step 1's cell at every size, {', '.join(others)}; as many seeds and epochs")
+        job.say(f"baselines: step 1's cell with every kernel, {', '.join(others)}; as many seeds and epochs")
         found = []
         for k, own in unsearched.items():
             columns = {"role": UNSEARCHED, "kernel_set": str(k), "of": None}

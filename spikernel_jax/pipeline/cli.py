@@ -1,8 +1,10 @@
 """What the experiment scripts share: options, errors in one line, progress lines."""
 
 import dataclasses
+import hashlib
 import io
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +43,8 @@ class Shared:
     """Width of weights, membranes and activations on the device; default the preset's."""
     compilation_cache: str | None = None
     """Folder of compiled programs, reused by later runs, or off; default a folder of the user's cache."""
+    load: tuple[Path, ...] = ()
+    """Python files that are run first, which register operations or scores of one's own; a run keeps to them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,9 @@ class ImpactOptions:
 
     kernel_sizes: tuple[int, ...] = ()
     """Kernel sizes of step 1; default the preset's."""
+    operations: tuple[str, ...] = ()
+    """What an edge may hold, instead of kernel sizes: zero skip conv3@0.5 dwconv5 avgpool and others, also registered
+    ones of one's own (--load). Step 1 compares those that read spikes, and step 3 searches all of them as one set."""
     cell: str | None = None
     """Cell of step 1 with K for the kernel size, as '0>1:convK 1>3:convK 0>3:skip'; default the preset's."""
 
@@ -166,8 +173,29 @@ def open_job(options: Shared, **named: Any) -> job.Job:
         data_dir=options.data_dir,
         given=given,
         say=say if named.get("processes", ALONE).first else lambda _: None,
+        loaded={path.name: _LOADED[path.resolve()] for path in options.load},
         **named,
     )
+
+
+_LOADED: dict[Path, str] = {}  # files that were run, and the digest of each
+
+
+def _run_file(path: Path) -> None:
+    """Runs a Python file for what it registers, once a process.
+
+    Raises:
+      ValueError: if it is not there, or raises something.
+    """
+    if path.resolve() in _LOADED:
+        return
+    if not path.is_file():
+        raise ValueError(f"--load {path}: no such file")
+    try:
+        runpy.run_path(str(path))
+    except Exception as error:
+        raise ValueError(f"--load {path}: {type(error).__name__}: {error}") from error
+    _LOADED[path.resolve()] = hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(options_type: type[Options], body: Callable[[Options], None], description: str) -> None:
@@ -191,6 +219,8 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
         machine.restart_with_huge_pages()
     machine.set_up(getattr(options, "compilation_cache", None))
     try:
+        for path in getattr(options, "load", ()):
+            _run_file(path)
         body(options)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spikernel_jax.cells.space import CellSpace, kernel_set
+from spikernel_jax.cells.kernels import kernel_set
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import trials
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.trials import Trial
@@ -16,15 +17,24 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def named(found: "pl.DataFrame") -> tuple[dict[str, str], dict[str, tuple[CellSpace, Any]]]:
-    """The finalists' names by genotype, and their cells by name; a cell that won in several sets is there once."""
+def named(found: "pl.DataFrame", space: CellSpace) -> tuple[dict[str, str], dict[str, tuple[CellSpace, Any]]]:
+    """The finalists' names by genotype, and their cells by name; a cell that won in several sets is there once.
+
+    Args:
+      found: `kernel_set` and `genotype` of each set's finalist.
+      space: that all sets are parts of.
+    """
     names: dict[str, str] = {}
     cells: dict[str, tuple[CellSpace, Any]] = {}
+    sets = found["kernel_set"].unique(maintain_order=True).to_list()
     for row in found.iter_rows(named=True):
-        name = names.setdefault(row["genotype"], "k" + row["kernel_set"].replace(",", "-"))
+        kernels = kernel_set(row["kernel_set"])
+        sizes = all(isinstance(kernel, int) for kernel in kernels)
+        called = "k" + "-".join(map(str, kernels)) if sizes else f"set{1 + sets.index(row['kernel_set'])}"
+        name = names.setdefault(row["genotype"], called)
         if name not in cells:
-            space = CellSpace(kernel_set(row["kernel_set"]))
-            cells[name] = space, space.parse(row["genotype"])
+            own = space.restricted(kernels)
+            cells[name] = own, own.parse(row["genotype"])
     return names, cells
 
 
@@ -52,7 +62,7 @@ def train_finalists(job: Job) -> "pl.DataFrame":
         wanted = ("kernel_set", "genotype", "score", "score_se", "finalist")
         found = run.read_table("search", "experiments/search.py", wanted).filter(pl.col("finalist"))
         job.remember("bits", "recipe")
-        names, cells = named(found)
+        names, cells = named(found, job.options.space)
         job.say(f"step 3, training: {len(cells)} finalists, {job.preset.seeds} seeds, {job.preset.epochs} epochs each")
         for genotype, name in names.items():
             job.say(f"  {name}: {genotype}")

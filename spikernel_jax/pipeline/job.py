@@ -171,6 +171,7 @@ def open_job(
     override: bool = False,
     needs: tuple[str, str] | None = None,
     processes: Processes = ALONE,
+    loaded: Mapping[str, str] | None = None,
 ) -> Job:
     """Checks all settings, loads the data, and makes or continues the run folder of the four steps, in that order.
 
@@ -186,6 +187,7 @@ def open_job(
       override: whether options that are given may differ from the run's, for this job alone.
       needs: a table that an earlier step must have left, and the script that leaves it.
       processes: this process among those of the job.
+      loaded: names of files that registered what the options name, and a digest of each, which the run keeps to.
 
     Returns:
       The job.
@@ -209,6 +211,7 @@ def open_job(
     scoring = {"batch times seeds of a score": max(fidelity.images_needed for fidelity in settings.fidelities)}
     images = load_images(data, data_dir, settings, batch_size=settings.batch_size, **scoring)
     settled = {"data": data, "preset": preset, "seed": seed, "settings": dataclasses.asdict(settings)}
+    settled |= {"loaded": dict(loaded)} if loaded else {}
     _agree(options, processes)
     run = open_folder(out, settled | {"images": counts(images)}, images, say, processes)
     return Job(run, images, settings, seed, options, say, processes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from spikernel_jax.cells.kernels import Kernel, in_order, kernel_set, kernel_set_text
 from spikernel_jax.pipeline.job import Job
 
 if TYPE_CHECKING:
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 class SetVerdict(NamedTuple):
     """Whether to search a kernel set, and why."""
 
-    kernel_set: tuple[int, ...]
+    kernel_set: tuple[Kernel, ...]
     kept: bool
     reason: str
 
 
 def keep_sets(
-    kernel_sizes: Sequence[int],
-    sets: Sequence[Sequence[int]],
-    accuracy_mean: Mapping[int, float],
-    accuracy_sd: Mapping[int, float],
-    memory: Mapping[int, int],
+    kernels: Sequence[Kernel],
+    sets: Sequence[Sequence[Kernel]],
+    accuracy_mean: Mapping[Kernel, float],
+    accuracy_sd: Mapping[Kernel, float],
+    memory: Mapping[Kernel, int],
     n: int,
 ) -> list[SetVerdict]:
     """Decides from the impact of single kernel sizes which kernel sets are worth searching.
@@ -47,8 +48,8 @@ def keep_sets(
     With n = 1 the noise is unknown, and nothing is dropped.
 
     Args:
-      kernel_sizes: the sizes that were measured.
-      sets: the sets to judge, each of different measured sizes, in any order; at least one.
+      kernels: sizes, or names of operations, that were measured.
+      sets: the sets to judge, each of different measured kernels, in any order; at least one.
       accuracy_mean: validation accuracy of each size, 0 to 1, mean over seeds.
       accuracy_sd: standard deviation over seeds (n - 1 in the divisor); not looked at when n = 1.
       memory: bytes of each size's network.
@@ -63,9 +64,9 @@ def keep_sets(
     """
     if n < 1:
         raise ValueError(f"the number of seeds is 1 or more, got {n}")
-    names = [tuple(int(size) for size in kernel_set) for kernel_set in sets]
-    _check_sets(kernel_sizes, names)
-    sizes = sorted({size for name in names for size in name})
+    names = [tuple(kernel_set) for kernel_set in sets]
+    _check_sets(kernels, names)
+    sizes = list(in_order({size for name in names for size in name}))
     means = _measured("accuracy mean", accuracy_mean, sizes, -math.inf)
     sds = _measured("accuracy sd", accuracy_sd, sizes, 0.0) if n > 1 else np.zeros(len(sizes))
     bytes_of = _measured("memory", memory, sizes, 1.0)
@@ -89,7 +90,7 @@ def keep_sets(
         rival = int(np.argmax(np.where(rivals, gain[index], -np.inf)))
         noise = "of unknown noise (one seed)" if n == 1 else f"± {100 * error[index, rival]:.1f} (SE)"
         advantage = (
-            f"{names[rival]}: +{100 * gain[index, rival]:.1f} points of accuracy {noise} "
+            f"{kernel_set_text(names[rival])}: +{100 * gain[index, rival]:.1f} points of accuracy {noise} "
             f"at {set_memory[rival] / set_memory[index]:.2f}x memory"
         )
         kept = not dominates[index].any()
@@ -97,60 +98,60 @@ def keep_sets(
     return verdicts
 
 
-def _check_sets(kernel_sizes: Sequence[int], names: list[tuple[int, ...]]) -> None:
+def _check_sets(kernels: Sequence[Kernel], names: list[tuple[Kernel, ...]]) -> None:
     if not names:
         raise ValueError("there are no kernel sets to judge")
-    seen: set[frozenset[int]] = set()
+    seen: set[frozenset[Kernel]] = set()
     for name in names:
         if not name or len(set(name)) < len(name):
-            raise ValueError(f"a kernel set holds different sizes, at least one, got {name}")
-        missing = [size for size in name if size not in kernel_sizes]
+            raise ValueError(f"a kernel set holds different kernels, at least one, got {name}")
+        missing = [size for size in name if size not in kernels]
         if missing:
-            raise ValueError(f"kernel set {name} holds sizes that were not measured: {missing}")
+            raise ValueError(f"kernel set {kernel_set_text(name)} holds kernels that were not measured: {missing}")
         if frozenset(name) in seen:
-            raise ValueError(f"kernel set {name} comes twice")
+            raise ValueError(f"kernel set {kernel_set_text(name)} comes twice")
         seen.add(frozenset(name))
 
 
-def _measured(what: str, values: Mapping[int, float], sizes: list[int], least: float) -> np.ndarray:
+def _measured(what: str, values: Mapping[Kernel, float], sizes: list[Kernel], least: float) -> np.ndarray:
     for size in sizes:
         if size not in values or not math.isfinite(values[size]) or values[size] < least:
-            raise ValueError(f"the {what} of kernel size {size} was not measured: {values.get(size)}")
+            raise ValueError(f"the {what} of kernel {size} was not measured: {values.get(size)}")
     return np.array([values[size] for size in sizes], dtype=np.float64)
 
 
-def judge(table: "pl.DataFrame", sets: Sequence[Sequence[int]] | None) -> list[SetVerdict]:
-    """Verdicts from step 1's table, of these sets or of all pairs of its sizes; errors as `keep_sets`."""
+def judge(table: "pl.DataFrame", sets: Sequence[Sequence[Kernel]] | None) -> list[SetVerdict]:
+    """Verdicts from step 1's table, of these sets or of all pairs of its kernels; errors as `keep_sets`."""
     import polars as pl
 
-    sizes = sorted(set(table["kernel_size"].to_list()))
-    by_size = {k: table.filter(pl.col("kernel_size") == k) for k in sizes}
-    n = min(len(part) for part in by_size.values())
+    by_kernel = {kernel_set(k)[0]: table.filter(pl.col("kernel") == k) for k in table["kernel"].unique().to_list()}
+    kernels = in_order(by_kernel)
+    n = min(len(part) for part in by_kernel.values())
     return keep_sets(
-        sizes,
-        [tuple(sorted(s)) for s in sets] if sets else list(itertools.combinations(sizes, 2)),
-        {k: float(np.mean(part["accuracy"].to_numpy())) for k, part in by_size.items()},
-        {k: float(np.std(part["accuracy"].to_numpy(), ddof=1)) if n > 1 else 0.0 for k, part in by_size.items()},
-        {k: int(part["memory_bytes"][0]) for k, part in by_size.items()},
+        kernels,
+        [in_order(s) for s in sets] if sets else list(itertools.combinations(kernels, 2)),
+        {k: float(np.mean(part["accuracy"].to_numpy())) for k, part in by_kernel.items()},
+        {k: float(np.std(part["accuracy"].to_numpy(), ddof=1)) if n > 1 else 0.0 for k, part in by_kernel.items()},
+        {k: int(part["memory_bytes"][0]) for k, part in by_kernel.items()},
         n,
     )
 
 
-def choose_sets(job: Job) -> list[tuple[int, ...]]:
+def choose_sets(job: Job) -> list[tuple[Kernel, ...]]:
     """The sets worth searching, by the rule of `keep_sets`, or all.
 
     Returns:
       The kept sets; the verdicts go to ``summary.json``.
 
     Raises:
-      ValueError: if the impact table is missing or damaged, or lacks a size of a set.
+      ValueError: if the impact table is missing or damaged, or lacks a kernel of a set.
     """
-    wanted = ("kernel_size", "accuracy", "memory_bytes")
+    wanted = ("kernel", "accuracy", "memory_bytes")
     verdicts = judge(job.run.read_table("impact", "experiments/kernel_impact.py", wanted), job.options.sets)
     if job.options.keep == "all":
         verdicts = [v._replace(kept=True, reason="--keep all") for v in verdicts]
     job.say(f"step 2, kernel sets ({job.options.keep}):")
     for verdict in verdicts:
-        job.say(f"  {verdict.kernel_set}  {'kept' if verdict.kept else 'dropped'}: {verdict.reason}")
+        job.say(f"  {kernel_set_text(verdict.kernel_set)}  {'kept' if verdict.kept else 'dropped'}: {verdict.reason}")
     job.run.update_summary(kernel_sets=[{"set": v.kernel_set, "kept": v.kept, "reason": v.reason} for v in verdicts])
     return [v.kernel_set for v in verdicts if v.kept]

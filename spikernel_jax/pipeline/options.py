@@ -7,12 +7,13 @@ that gives another value is refused, so no two settings mix in one folder.
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from spikernel_jax.cells.space import CellSpace, kernel_set, kernel_set_text
+from spikernel_jax.cells.kernels import Kernel, in_order, kernel_set, kernel_set_text, operation_of
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.units import format_bytes, parse_bytes
 from spikernel_jax.pipeline.presets import Preset
 from spikernel_jax.scoring.fidelity import NAMES
@@ -21,7 +22,7 @@ from spikernel_jax.training.recipe import DEFAULT_RECIPE, RECIPES
 
 KEEP = ("rule", "all")
 _MOST_SAMPLES = 1_000_000  # a set of two sizes has 4,243 distinct cells
-_LARGEST_SET = 4
+_LARGEST_SET = 6
 _KNOWN = {"keep": KEEP, "strategy": STRATEGIES, "fidelity": NAMES, "recipe": tuple(RECIPES)}
 
 
@@ -30,8 +31,9 @@ class StepOptions:
     """What the four steps of a run are to do.
 
     Attributes:
-      kernel_sizes: of step 1.
-      cell: of step 1, with convK for the convolutions.
+      kernel_sizes: of step 1; empty where operations are given.
+      operations: what an edge may hold, instead of kernel sizes; empty is zero, skip, convolutions and average pooling.
+      cell: of step 1, with convK for the convolutions, in whose place the others stand in turn.
       sets: kernel sets of step 2; None takes all pairs of the sizes.
       keep: which of them are searched, of `KEEP`.
       strategy: of the search, of `queue.STRATEGIES`.
@@ -46,8 +48,9 @@ class StepOptions:
     """
 
     kernel_sizes: tuple[int, ...]
+    operations: tuple[str, ...]
     cell: str
-    sets: tuple[tuple[int, ...], ...] | None
+    sets: tuple[tuple[Kernel, ...], ...] | None
     keep: str
     strategy: str
     samples: int
@@ -58,7 +61,9 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         """Refuses what the steps would only find out after work was done."""
-        impact_genotypes(self.kernel_sizes, self.cell)
+        if self.operations and self.kernel_sizes:
+            raise ValueError(f"--kernel-sizes {_text(self.kernel_sizes)}: leave them out where --operations are given")
+        impact_genotypes(self.space, self.cell)
         if not 1 <= self.bits <= 64:
             raise ValueError(f"--bits {self.bits} must be from 1 to 64")
         for name, known in _KNOWN.items():
@@ -71,20 +76,28 @@ class StepOptions:
         for own in self.sets:
             if len(own) > _LARGEST_SET:
                 raise ValueError(
-                    f"--sets {_text((own,))}: want at most {_LARGEST_SET} sizes in a set, to list its cells"
+                    f"--sets {_text((own,))}: want at most {_LARGEST_SET} kernels in a set, to list its cells"
                 )
         if len(set(self.sets)) < len(self.sets):
             raise ValueError(f"--sets {_text(self.sets)}: one of them comes twice")
-        if missing := sorted({*itertools.chain.from_iterable(self.sets)} - {*self.kernel_sizes}):
-            sizes = f"--kernel-sizes {_text(self.kernel_sizes)} lacks {_text(missing)}"
-            raise ValueError(f"--sets {_text(self.sets)}: {sizes}; add them there")
+        if missing := in_order({*itertools.chain.from_iterable(self.sets)} - {*self.space.kernels}):
+            option = "--operations" if self.operations else "--kernel-sizes"
+            there = f"{option} {_text(self.operations or self.kernel_sizes)} lacks {_text(list(missing))}"
+            raise ValueError(f"--sets {_text(self.sets)}: {there}; add them there")
+
+    @property
+    def space(self) -> CellSpace:
+        """What all cells of the run are of."""
+        return CellSpace(operations=self.operations) if self.operations else CellSpace(self.kernel_sizes)
 
     def check_search(self, data: str, preset: Preset) -> None:
         """Raises ValueError where a search on a data set could find no cell."""
         if self.sets is None and len(self.kernel_sizes) < 2:
             raise ValueError(f"--kernel-sizes {_text(self.kernel_sizes)}: one size makes no pairs; give two, or --sets")
-        space = CellSpace((1,))  # the smallest cell has no convolutions
-        least = int(memory_of(preset.network(data, space), space.enumerate(), self.bits).min())
+        least = min(  # the smallest cell has one kernel, or none
+            int(memory_of(preset.network(data, space), space.enumerate(), self.bits).min())
+            for space in (self.space.restricted([kernel]) for kernel in self.space.kernels)
+        )
         if least > self.memory_budget:
             raise NothingFitsError(
                 f"no cell fits --memory-budget {format_bytes(self.memory_budget)} at {self.bits} bits: the smallest "
@@ -99,21 +112,22 @@ class StepOptions:
 NAMES_OF_OPTIONS = tuple(field.name for field in dataclasses.fields(StepOptions))
 
 
-def impact_genotypes(kernel_sizes: Sequence[int], cell: str) -> tuple[CellSpace, dict[int, np.ndarray]]:
-    """The space of the sizes, and the cell of step 1 at each size.
+def impact_genotypes(space: CellSpace, cell: str) -> dict[Kernel, np.ndarray]:
+    """The cell of step 1 with each kernel of a space.
 
     Raises:
-      ValueError: on sizes that are not odd, or a cell that is malformed, disconnected, or without convK.
+      ValueError: if the space has none, or the cell is malformed, disconnected, or without convK.
     """
-    space = CellSpace(tuple(sorted(kernel_sizes)))
     if "convK" not in cell:
         raise ValueError(f"--cell {cell!r} has no convK: want explicit notation as '0>1:convK 1>3:convK 0>3:skip'")
-    rows = {k: space.parse(cell.replace("convK", f"conv{k}")) for k in space.kernel_sizes}
-    first = rows[space.kernel_sizes[0]]
+    if not space.kernels:
+        raise ValueError(f"--operations {_text(space.operations)}: want at least one that is generic, such as conv3")
+    rows = {k: space.parse(cell.replace("convK", operation_of(k))) for k in space.kernels}
+    kernel, first = next(iter(rows.items()))
     if (live := space.prune(first[None])[0]).tolist() != first.tolist():
-        kept = space.explicit(live).replace(f"conv{space.kernel_sizes[0]}", "convK")
+        kept = space.explicit(live).replace(operation_of(kernel), "convK")
         raise ValueError(f"--cell {cell!r} has edges that lead nowhere: what is left of it is {kept!r}")
-    return space, rows
+    return rows
 
 
 def resolve(
@@ -144,10 +158,16 @@ def resolve(
 def _defaults(preset: Preset, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Every option as the preset has it, where what is chosen leaves it free."""
     sets = chosen.get("sets") or ()
-    sizes = chosen.get("kernel_sizes") or tuple(sorted({*preset.kernel_sizes, *itertools.chain.from_iterable(sets)}))
+    named = {kernel for kernel in itertools.chain.from_iterable(sets) if isinstance(kernel, int)}
+    sizes = chosen.get("kernel_sizes") or tuple(sorted({*preset.kernel_sizes, *named}))
     ours = tuple(kernel_set for kernel_set in preset.sets or () if set(kernel_set) <= set(sizes))
+    of_operations = {}
+    if operations := chosen.get("operations"):  # all of them are one set, unless sets are given
+        kernels = CellSpace(operations=operations).kernels
+        of_operations = {"kernel_sizes": (), "sets": (in_order(kernels),) if kernels else None}
     return {
         "kernel_sizes": sizes,
+        "operations": (),
         "cell": preset.impact_cell,
         "sets": ours if preset.sets and len(ours) == len(preset.sets) else None,
         "keep": preset.keep,
@@ -157,7 +177,7 @@ def _defaults(preset: Preset, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "memory_budget": parse_bytes(preset.memory_budget),
         "bits": preset.bits,
         "recipe": DEFAULT_RECIPE,
-    }
+    } | of_operations
 
 
 def _read(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +189,8 @@ def _read(options: Mapping[str, Any]) -> dict[str, Any]:
         read["sets"] = tuple(kernel_set(s, "--sets") if isinstance(s, str) else tuple(s) for s in read["sets"])
     if "kernel_sizes" in read:
         read["kernel_sizes"] = tuple(sorted(read["kernel_sizes"]))
+    if "operations" in read:
+        read["operations"] = CellSpace(operations=read["operations"]).operations if read["operations"] else ()
     if "memory_budget" in read:
         read["memory_budget"] = parse_bytes(read["memory_budget"])
     return read

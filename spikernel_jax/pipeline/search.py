@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spikernel_jax.cells.space import kernel_set_text
+from spikernel_jax.cells.kernels import Kernel, kernel_set_text
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import figures
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def settled(job: Job, sets: Sequence[tuple[int, ...]]) -> Search:
+def settled(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> Search:
     """The search of these sets that a job's options ask for."""
     options = job.options
     rungs: dict[str, Fidelity] = dict(zip(NAMES, job.preset.fidelities, strict=True))
     at = NAMES if options.strategy == "halving" else (options.fidelity,)
     return Search(
         sets=tuple(tuple(s) for s in sets),
-        trained=job.network(halving.union(sets)),
+        trained=job.network(halving.union(options.space, sets)),
         strategy=options.strategy,
         samples=options.samples,
         budget=options.memory_budget,
@@ -94,7 +94,7 @@ def table_of(search: Search, cells: Cells, total: Cost, results: Sequence[Rung])
     return pl.concat(tables)
 
 
-def search_sets(job: Job, sets: Sequence[tuple[int, ...]]) -> "pl.DataFrame":
+def search_sets(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> "pl.DataFrame":
     """Scores the cells of every set and marks each set's best under the budget.
 
     A cell that several sets hold is scored once. Leaves ``tables/search.parquet`` and ``figures/search.png``.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from spikernel_jax.cells.kernels import kernel_set_text
 from spikernel_jax.data import dataset_info
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.report import pages
@@ -17,7 +18,7 @@ def write_summary_report(job: Job) -> Path:
         for name, script in (("impact", "kernel_impact"), ("search", "search"), ("tradeoff", "tradeoff"))
     }
     memory = f"memory KiB, counted at {job.options.bits} bits"
-    by_size = tables["impact"].group_by("kernel_size").agg(
+    by_size = tables["impact"].group_by("kernel", maintain_order=True).agg(
         (100 * pl.col("accuracy").mean()).alias("validation accuracy %"),
         (100 * pl.col("accuracy").std()).alias("sd"),
         pl.len().alias("seeds"),
@@ -25,7 +26,7 @@ def write_summary_report(job: Job) -> Path:
         (pl.col("memory_bytes").first() / 1024).alias(memory),
         pl.col("synops").mean().round(0).alias("synaptic operations per image"),
         pl.col("energy_nj").mean().alias("energy nJ per image"),
-    ).sort("kernel_size")  # fmt: skip
+    )  # fmt: skip
     final = tables["tradeoff"].sort("memory_bytes").with_columns(
         (100 * pl.col("validation_accuracy")).alias("validation %"),
         (100 * pl.col("test_accuracy")).alias("test %"),
@@ -53,11 +54,11 @@ def write_summary_report(job: Job) -> Path:
         [
             ("Run", f"{job.data.source}\n\nSeed {job.seed}. {equals}\n\n{seconds}.\n\n{about}"),
             ("Did the search help?", summary["search_helped"]["text"]),
-            ("Step 1: impact of the kernel size", pages.markdown_table(by_size, by_size.columns)),
+            ("Step 1: impact of the kernel", pages.markdown_table(by_size, by_size.columns)),
             (
                 "Step 2: kernel sets",
                 "\n".join(
-                    f"- {tuple(v['set'])}: {'kept' if v['kept'] else 'dropped'}, {v['reason']}"
+                    f"- {kernel_set_text(v['set'])}: {'kept' if v['kept'] else 'dropped'}, {v['reason']}"
                     for v in summary.get("kernel_sets", ())
                 ),
             ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spikernel_jax.cells.space import kernel_set
+from spikernel_jax.cells.kernels import kernel_set
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline import baselines
 from spikernel_jax.pipeline.job import Job
@@ -169,7 +169,7 @@ def _summary(job: Job, chosen: dict[str, Any], sets: str) -> dict[str, Any]:
     """What ``summary.json`` says of the chosen model."""
     same = ("name", "genotype", "validation_accuracy", "test_accuracy", "parameters", "memory_bytes")
     return {name: chosen[name] for name in same} | {
-        "kernel_sizes": list(kernel_set(sets)),
+        "kernels": list(kernel_set(sets)),
         "seeds": chosen["n"],
         "test_accuracy_sd": chosen["test_sd"],
         "bits": job.options.bits,

@@ -7,6 +7,7 @@ which says how many were. A column that a table lacks is a `ValueError` that nam
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -82,30 +83,39 @@ def mean_sd(values: np.ndarray) -> tuple[float, float]:
     return mean, float(values.std(ddof=1)) if values.size > 1 else math.nan
 
 
-def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
-    """Draws accuracy, memory and synaptic operations against the kernel size.
+def kernel_text(kernel: str) -> str:
+    """A kernel as figures and tables show it: ``3x3`` of ``3``, and an operation's name as it is."""
+    return f"{kernel}x{kernel}" if kernel.isdecimal() else kernel
 
-    The table has one row for each kernel size and seed: `kernel_size`, `seed`, `accuracy` (0 to 1),
-    `memory_bytes` and `synops` (synaptic operations per image).
+
+def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws accuracy, memory and synaptic operations against the kernel.
+
+    The table has one row for each kernel and seed: `kernel` (text, the size ``3`` or an operation's name), `seed`,
+    `accuracy` (0 to 1), `memory_bytes` and `synops` (synaptic operations per image). Sizes are drawn to scale.
     """
-    names = ("kernel_size", "seed", "accuracy", "memory_bytes", "synops")
-    sizes, seeds, accuracy, memory, synops = numeric_columns(table, names)
+    names = ("kernel", "seed", "accuracy", "memory_bytes", "synops")
+    kernels, seeds, accuracy, memory, synops = numeric_columns(table, names)
+    order = list(dict.fromkeys(kernels.tolist()))
+    places = [int(kernel) for kernel in order] if all(map(str.isdecimal, order)) else [*range(1, 2 * len(order), 2)]
+    sizes = np.array([places[order.index(kernel)] for kernel in kernels.tolist()], float)
     figure, axes = _new_figure(title, (10.5, 3.6), nrows=1, ncols=3)
     panels = (
         ("validation accuracy (%)", 100 * accuracy, BLUE),
         ("memory (KiB)", memory / 1024, GREEN),
         ("synaptic operations per image (millions)", synops / 1e6, RED),
     )
-    ticks = np.unique(sizes)
+    ticks = np.array(places)
+    words = max(map(len, order)) > 3
     for axis, (label, values, colour) in zip(axes, panels, strict=True):
         finite = np.isfinite(values)
         means, sds = np.array([mean_sd(values[sizes == size]) for size in ticks]).T
         axis.errorbar(ticks, means, yerr=np.nan_to_num(sds), color=colour, marker="o", capsize=4)
         beside = sizes[finite] + 0.28  # a seed's point is not to hide under the mean's bar
         axis.scatter(beside, values[finite], s=16, facecolors="none", edgecolors=colour, alpha=0.8)
-        axis.set_xticks(ticks, [f"{size:.0f}x{size:.0f}" for size in ticks])
+        axis.set_xticks(ticks, list(map(kernel_text, order)), rotation=30 * words)
         axis.set_xlim(ticks.min() - 0.7, ticks.max() + 0.9)
-        axis.set_xlabel("kernel size of every convolution")
+        axis.set_xlabel("every convolution" if words else "kernel size of every convolution")
         axis.set_title(label, fontsize=10)
         _say_skipped(axis, int((~finite).sum()))
     for axis in axes[1:]:
@@ -150,6 +160,11 @@ def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "F
     return _save(figure, path)
 
 
+def _wrapped(kernels: str) -> str:
+    """A kernel set in a title."""
+    return textwrap.fill(kernels.replace(",", ", "), 40) if len(kernels) > 9 else f"sizes {kernels}"
+
+
 def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
     """Draws the score of every cell against its memory, one panel for each kernel set, on common axes.
 
@@ -182,7 +197,7 @@ def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
             markeredgewidth=0.6, markersize=10, ecolor="black",
             elinewidth=1, capsize=3, label="finalist ± SE", zorder=5,
         )  # fmt: skip
-        axis.set_title(f"sizes {name}: {int((sets == name).sum()):,} cells", fontsize=10)
+        axis.set_title(f"{_wrapped(name)}: {int((sets == name).sum()):,} cells", fontsize=10)
         _say_skipped(axis, int(((sets == name) & ~finite).sum()))
     for axis in axes[len(names) :]:
         axis.remove()

@@ -12,7 +12,7 @@ import numpy as np
 
 from spikernel_jax.io.files import atomic_path
 from spikernel_jax.io.run_folder import RunFolder
-from spikernel_jax.report.figures import TRADEOFF_COLUMNS, mean_sd, numeric_columns
+from spikernel_jax.report.figures import TRADEOFF_COLUMNS, kernel_text, mean_sd, numeric_columns
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,9 +28,9 @@ def _rich_table(title: str, left: int, rows: Iterable[Mapping[str, str]]) -> "Ta
     for index, row in enumerate(rows):
         for place, header in enumerate(row if index == 0 else ()):
             # On a narrow terminal the cell breaks over lines, between its edges, and the numbers stay whole.
-            cell = header == "cell"
+            wide = header in ("cell", "kernels")
             side = "left" if place < left else "right"
-            table.add_column(header, justify=side, no_wrap=not cell, min_width=18 if cell else None)
+            table.add_column(header, justify=side, no_wrap=not wide, min_width=18 if header == "cell" else None)
         table.add_row(*map(escape, row.values()))
     return table
 
@@ -40,20 +40,20 @@ def _number(value: float | None, text: str, scale: float = 1.0) -> str:
 
 
 def impact_table(table: "pl.DataFrame") -> "Table":
-    """Lays out the impact of the kernel size, mean ± sd over seeds.
+    """Lays out the impact of the kernel, mean ± sd over seeds.
 
     The table is `impact_figure`'s, with `parameters` and `energy_nj` (nanojoules an image) besides.
     """
-    names = ("kernel_size", "accuracy", "parameters", "memory_bytes", "synops", "energy_nj")
-    sizes, accuracy, *others = numeric_columns(table, names)
+    names = ("kernel", "accuracy", "parameters", "memory_bytes", "synops", "energy_nj")
+    kernels, accuracy, *others = numeric_columns(table, names)
     rows = []
-    for size in np.unique(sizes):
-        here = sizes == size
+    for kernel in dict.fromkeys(kernels.tolist()):
+        here = kernels == kernel
         mean, sd = mean_sd(accuracy[here])
         parameters, memory, synops, energy = (mean_sd(values[here])[0] for values in others)
         rows.append(
             {
-                "kernel": f"{size:.0f}x{size:.0f}",
+                "kernel": kernel_text(kernel),
                 "n": str(int(np.isfinite(accuracy[here]).sum())),
                 "accuracy\n(%)": f"{_number(mean, '{:.2f}', 100)} ± {_number(sd, '{:.2f}', 100)}",
                 "parameters": _number(parameters, "{:,.0f}"),
@@ -62,7 +62,12 @@ def impact_table(table: "pl.DataFrame") -> "Table":
                 "energy\n(µJ/image)": _number(energy, "{:,.2f}", 1e-3),
             }
         )
-    return _rich_table("Impact of the kernel size (accuracy in float32, memory counted)", 1, rows)
+    return _rich_table("Impact of the kernel (accuracy in float32, memory counted)", 1, rows)
+
+
+def _spaced(kernels: str) -> str:
+    """A kernel set that may break over lines where it is long."""
+    return kernels.replace(",", ", ") if len(kernels) > 9 else kernels
 
 
 def finalists_table(table: "pl.DataFrame") -> "Table":
@@ -74,7 +79,7 @@ def finalists_table(table: "pl.DataFrame") -> "Table":
     finalists = table.filter(table["finalist"]).sort("kernel_set", "score", descending=[False, True])
     rows = [
         {
-            "sizes": row["kernel_set"],
+            "kernels": _spaced(row["kernel_set"]),
             "cell": row["genotype"],
             "score ± SE": f"{_number(row['score'], '{:.2f}')} ± {_number(row['score_se'], '{:.2f}')}",
             "memory\n(KiB)": _number(row["memory_bytes"], "{:,.1f}", 1 / 1024),

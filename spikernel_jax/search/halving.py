@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from spikernel_jax.cells.kernels import Kernel
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Dataset
 from spikernel_jax.io.processes import Processes
@@ -49,7 +50,7 @@ class Search:
       say: prints a line of progress.
     """
 
-    sets: tuple[tuple[int, ...], ...]
+    sets: tuple[tuple[Kernel, ...], ...]
     trained: NetworkSpec
     strategy: str
     samples: int
@@ -82,9 +83,9 @@ class Rung(NamedTuple):
     scores: Scores
 
 
-def union(sets: Sequence[tuple[int, ...]]) -> CellSpace:
-    """The space that holds the cells of every set."""
-    return CellSpace(tuple(sorted({k for s in sets for k in s})))
+def union(space: CellSpace, sets: Sequence[tuple[Kernel, ...]]) -> CellSpace:
+    """The part of a space that holds the cells of every set."""
+    return space.restricted([kernel for kernel in space.kernels if any(kernel in s for s in sets)])
 
 
 def find_cells(search: Search) -> Cells:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from spikernel_jax.cells.kernels import Kernel
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.processes import ALONE, Processes, alone_counter
 from spikernel_jax.io.store import ResultStore
@@ -101,7 +102,7 @@ def progress_line(say: Callable[[str], None], name: str = "", every: float = 5.0
 
 def candidates(
     space: CellSpace,
-    kernel_set: Sequence[int],
+    kernel_set: Sequence[Kernel],
     *,
     strategy: str = "exhaustive",
     samples: int = 1000,
@@ -111,8 +112,8 @@ def candidates(
     """Distinct canonical cells to score for one kernel set, as rows of the union space.
 
     Args:
-      space: the union space, which holds every size of the set.
-      kernel_set: kernel sizes of the set.
+      space: the union space, which holds every kernel of the set.
+      kernel_set: kernels of the set.
       strategy: ``"exhaustive"`` gives every distinct forward cell, ``"random"`` the distinct ones among
         `samples` draws of the reference's sampler.
       samples: number of draws.
@@ -123,9 +124,9 @@ def candidates(
       int8 [n, 6], sorted, no duplicates.
 
     Raises:
-      ValueError: on an unknown strategy or no samples.
+      ValueError: on an unknown strategy, no samples, or a kernel that the space does not have.
     """
-    own = CellSpace(tuple(kernel_set))
+    own = space.restricted(kernel_set)
     if strategy not in _LISTS:
         raise ValueError(f"strategy={strategy!r} is unknown; known: {', '.join(_LISTS)}")
     if strategy == "exhaustive":

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.cells.space import CellSpace, kernel_set_text
+from spikernel_jax.cells.kernels import kernel_set_text
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline.job import Job, Purpose

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import trials
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.options import impact_genotypes
@@ -92,7 +93,8 @@ def make_study(data: str, preset: Preset, recipe: str, parameters: int | None = 
         raise ValueError(f"--kernel-sizes {sizes}: want {REFERENCE}, the reference, and at least one other, as 1 3 5 7")
     if not 3 <= preset.seeds <= 1000:
         raise ValueError(f"--seeds {preset.seeds} must be from 3 to 1000: an interval needs a few trainings")
-    space, genotypes = impact_genotypes(sizes, preset.impact_cell)
+    space = CellSpace(sizes)
+    genotypes = dict(zip(sizes, impact_genotypes(space, preset.impact_cell).values(), strict=True))
     spec = preset.network(data, space)
     config = preset.training(data, recipe)
     cost.costs(spec, genotypes[REFERENCE][None], preset.bits)  # refuses bits

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import trials
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.options import impact_genotypes
@@ -179,7 +180,11 @@ def make_base(data: str, preset: Preset, recipe: str) -> Base:
       preset: its cell (at 3x3), network, batch size and epochs are used.
       recipe: a name in `recipe.RECIPES`.
     """
-    space, genotypes = impact_genotypes((_KERNEL, 5), preset.impact_cell)
+    sizes: tuple[int, ...] = (_KERNEL, 5)
+    space = CellSpace(sizes)
+    genotypes: dict[int, np.ndarray] = dict(
+        zip(sizes, impact_genotypes(space, preset.impact_cell).values(), strict=True)
+    )
     spec = preset.network(data, space)
     return Base(spec, preset.training(data, recipe), genotypes)
 

@@ -91,7 +91,7 @@ def test_masked_images_are_refused():
         ({"sets": ["3,5"], "kernel_sizes": (1, 3)}, "--kernel-sizes 1 3 lacks 5"),
         ({"cell": "0>1:convK 0>3:skip"}, "edges that lead nowhere: what is left of it is '0>3:skip'"),
         ({"samples": 10**12}, "--samples 1000000000000 must be"),
-        ({"sets": ["1,3,5,7,9,11,13,15"]}, "want at most 4 sizes in a set"),
+        ({"sets": ["1,3,5,7,9,11,13,15"]}, "want at most 6 kernels in a set"),
         ({"bit": 8}, r"options \['bit'\] are unknown"),
     ],
 )
@@ -101,7 +101,8 @@ def test_options_that_would_fail_late_or_never_end(given: dict[str, Any], words)
 
 
 def test_a_cell_with_a_live_node_is_taken():
-    space, rows = impact_genotypes((3, 5), "0>1:convK 0>3:skip 1>3:convK")
+    space = CellSpace((3, 5))
+    rows = impact_genotypes(space, "0>1:convK 0>3:skip 1>3:convK")
     assert [space.explicit(row) for row in rows.values()] == [
         "0>1:conv3 0>3:skip 1>3:conv3",
         "0>1:conv5 0>3:skip 1>3:conv5",

@@ -178,7 +178,7 @@ def made(tmp_path) -> Path:
     job.run.write_table(
         "impact",
         pl.DataFrame([
-            {"kernel_size": k, "seed": seed, "accuracy": 0.5 + k / 10, **measured} for k in (1, 3) for seed in (0, 1)
+            {"kernel": str(k), "seed": seed, "accuracy": 0.5 + k / 10, **measured} for k in (1, 3) for seed in (0, 1)
         ]),
     )  # fmt: skip
     found = {"kernel_set": "1,3", "genotype": CELL, "score": 5.0, "score_se": 0.1, "score_se_paired": 0.1}

@@ -169,7 +169,7 @@ def test_the_summary_names_the_chosen_model(explored):
     assert all(isinstance(value, float) and value >= 0 for value in summary["seconds"].values())
     chosen = summary["chosen"]
     model = load_model(out / chosen["checkpoint"])
-    assert tuple(chosen["kernel_sizes"]) == model.spec.space.kernel_sizes
+    assert tuple(chosen["kernels"]) == model.spec.space.kernel_sizes
     row = model.spec.space.parse(chosen["genotype"])
     assert model.genotype == tuple(row.tolist())
     assert chosen["parameters"] == parameter_count(model.params)
@@ -199,7 +199,7 @@ def test_the_tables_tell_the_four_steps(explored):
     settings = RunFolder.open(out).config["settings"]
     impact = tables["impact"]
     assert len(impact) == len(settings["kernel_sizes"]) * settings["seeds"]
-    by_size = impact.group_by("kernel_size").agg(pl.col("parameters").unique()).sort("kernel_size")
+    by_size = impact.group_by("kernel").agg(pl.col("parameters").unique()).sort("kernel")
     assert [len(values) for values in by_size["parameters"]] == [1, 1]
     assert by_size["parameters"][0][0] < by_size["parameters"][1][0]
 

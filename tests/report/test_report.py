@@ -19,9 +19,11 @@ NAN, INF = float("nan"), float("inf")
 @pytest.fixture
 def impact():
     rows = [
-        (k, s, 0.5 + 0.01 * k + 0.02 * s, 100 * k, 1024 * k, 1e6 * k * k, 500.0 * k) for k in (1, 3, 5) for s in (0, 1)
+        (str(k), s, 0.5 + 0.01 * k + 0.02 * s, 100 * k, 1024 * k, 1e6 * k * k, 500.0 * k)
+        for k in (1, 3, 5)
+        for s in (0, 1)
     ]
-    names = ["kernel_size", "seed", "accuracy", "parameters", "memory_bytes", "synops", "energy_nj"]
+    names = ["kernel", "seed", "accuracy", "parameters", "memory_bytes", "synops", "energy_nj"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
@@ -86,7 +88,7 @@ def screen(table):
 
 
 def test_impact_figure(tmp_path, impact):
-    impact = impact.with_columns(accuracy=pl.when(kernel_size=5, seed=1).then(NAN).otherwise("accuracy"))
+    impact = impact.with_columns(accuracy=pl.when(kernel="5", seed=1).then(NAN).otherwise("accuracy"))
     figure = figures.impact_figure(impact, tmp_path / "impact.png", "MNIST (n = 10)")
     assert is_png(tmp_path / "impact.png")
     assert [path.name for path in tmp_path.iterdir()] == ["impact.png"]
@@ -173,7 +175,7 @@ def test_training_figure(tmp_path):
 
 
 DRAWN = {
-    "impact": ("kernel_size", "seed", "accuracy", "memory_bytes", "synops"),
+    "impact": ("kernel", "seed", "accuracy", "memory_bytes", "synops"),
     "search": ("kernel_set", "score", "score_se", "memory_bytes", "conv_edges", "fits", "finalist"),
     "tradeoff": figures.TRADEOFF_COLUMNS,
 }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from convolutions import kernel_size
+from convolutions import conv_edges
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.scoring import scores as scoring
 from spikernel_jax.snn import network
@@ -228,11 +228,7 @@ def test_scores_of_a_feedback_network():
     with jax.enable_x64(True):
         by_trace = traced(jnp.asarray(row), params, x)
         by_row, spikes, calls = jax.device_get(fixed(params, x))
-    sources = [
-        source
-        for (source, _), code in zip(spec.space.edges, row.tolist(), strict=True)
-        if kernel_size(spec.space, code)
-    ]
+    sources = [source for source, _, _ in conv_edges(spec.space, row)]
     counts = {site: 1 if ".node" not in site else sources.count(int(site[-1])) for site in spikes}
     assert int(calls) == spec.time_steps * sum(counts.values())
     for form in FORMS:

@@ -139,7 +139,7 @@ def test_the_budget_rules_out_random_candidates_before_they_are_scored():
         ({"strategy": "random", "key": KEY, "samples": 0}, "samples=0"),
         ({"strategy": "random"}, "key"),
         ({"kernel_set": (1, 9)}, "conv9"),
-        ({"kernel_set": (2,)}, "odd"),
+        ({"kernel_set": (2,)}, "conv2"),
     ],
 )
 def test_candidates_refuse_bad_input(options, words):

@@ -1,13 +1,13 @@
 """Closed forms of cost against arrays that exist, a simulated schedule, and counted spikes."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convolutions import conv_edges
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn import cost, layers, network
 from spikernel_jax.snn.neurons import NeuronSpec
@@ -22,7 +22,16 @@ SPACES = {
     "pair": CellSpace((1, 3)),
     "four": CellSpace((1, 3, 5, 7)),
     "feedback": CellSpace((3, 5), feedback=True),
+    "varied": CellSpace(
+        operations=("zero", "skip", "conv3@0.5", "conv3", "maxpool3@0.5", "dwconv5", "avgpool"), direct="any"
+    ),
 }
+READERS = ("conv", "dwconv", "maxpool")
+
+
+def lif_of(name: str) -> str:
+    """What tells a LIF from others at the same node."""
+    return "@0.5" if name.endswith("@0.5") else ""
 
 
 def make_spec(space: CellSpace, head: str = "gap", **fields: object) -> NetworkSpec:
@@ -52,10 +61,10 @@ def oracle_cell(spec: NetworkSpec, cell: int, row: list[int]) -> tuple[int, int]
     """(membranes and feedback, live values) of one cell, by walking its schedule event by event."""
     space = spec.space
     held = dict(zip(space.edges, row, strict=True))
-    convs = {edge for edge, code in held.items() if "conv" in space.operations[code]}
     size = spec.cell_size(cell)[0] * spec.cell_size(cell)[1] * spec.cell_channels(cell)
-    reading = {edge for edge, code in held.items() if code} if spec.shortcut == "spike" else convs
-    kept = len({source for source, _ in reading}) + (3 if space.feedback else 0)
+    names = {edge: space.operations[code] for edge, code in held.items() if code}
+    reading = {e: name for e, name in names.items() if spec.shortcut == "spike" or name.startswith(READERS)}
+    kept = len({(source, lif_of(name)) for (source, _), name in reading.items()}) + (3 if space.feedback else 0)
 
     reads = [  # which earlier values each event reads, in the order of computation
         (f"node{target}", [s for s in range(target) if held[s, target]]) for target in (1, 2, 3)
@@ -199,8 +208,10 @@ def brute_force_synops(spec: NetworkSpec, row: np.ndarray, spikes: dict[str, np.
     total = 0.0
     pair = [row, row] if row.ndim == 1 else list(row)
     for cell, codes in enumerate(pair):
-        for source, _, k in conv_edges(spec.space, codes):
-            total += walked(f"cell{cell + 1}.node{source}", k, spec.cell_channels(cell))
+        for source, _, operation in spec.space.held(codes):
+            if plain := re.match(r"(dw)?conv(\d+)", operation.name):
+                site = f"cell{cell + 1}.node{source}{lif_of(operation.name)}"
+                total += walked(site, int(plain[2]), 1 if plain[1] else spec.cell_channels(cell))
     total += walked("transition", 3, 2 * spec.channels)
     if spec.head == "snasnet":  # pooling drops the last rows and columns that fill no window
         h, w = (side // spec.head_pool * spec.head_pool for side in spikes["last"].shape[1:3])
@@ -241,6 +252,10 @@ def test_energy_counts_the_stem_once_and_every_synaptic_operation():
     )
     assert cost.stem_macs(spec) == read * 3 * 2
     energy = (4.6 * cost.stem_macs(spec) + 0.9 * 1000) / 1000
+    varied = make_spec(SPACES["varied"])
+    row = varied.space.parse("0>1:dwconv5 1>3:dwconv5 0>3:conv3")
+    pointwise = 2 * (9 * 8 * 2 * 2 + 4 * 4 * 4 * 4)  # two edges of both cells: what goes over channels reads no spikes
+    assert cost.macs(varied, row) == cost.stem_macs(varied) + varied.time_steps * pointwise
     assert cost.energy_nj(spec, [0, 0, 0, 1, 0, 0], 1000.0) == pytest.approx(energy)
 
 

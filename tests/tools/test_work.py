@@ -2,12 +2,13 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from convolutions import kernel_size
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn.spec import NetworkSpec
 from work import Work, necessary_work
@@ -18,6 +19,20 @@ SPACE = CellSpace((1, 3))
 def make_spec(space: CellSpace = SPACE, head: str = "gap", **fields: Any) -> NetworkSpec:
     settings: dict[str, Any] = {"channels": 2, "time_steps": 3, "head_hidden": 5} | fields
     return NetworkSpec((7, 6, 3), 4, space, head=head, **settings)
+
+
+# Operation -> width -> the LIF that it reads, weights of its layers (the last with a norm), FLOPs a value beside them.
+MEANING: dict[str, Callable[[int], tuple[str | None, list[int], int]]] = {
+    "skip": lambda c: (None, [], 0),
+    "avgpool": lambda c: (None, [], 5),
+    "avgpool5": lambda c: (None, [], 9),
+    "maxpool3": lambda c: ("own", [], 4),
+    "dwconv3@0.5": lambda c: ("0.5", [9 * c, c * c], 0),
+    "conv3@0.5": lambda c: ("0.5", [9 * c * c], 0),
+    "conv1x5d2": lambda c: ("own", [5 * c * c], 0),
+    **{f"conv{k}": lambda c, k=k: ("own", [k * k * c * c], 0) for k in (1, 3, 5, 7)},
+}
+VARIED = CellSpace(operations=("zero", *MEANING))
 
 
 class Walk:
@@ -64,16 +79,19 @@ class Walk:
                 if code == 0:
                     continue
                 name, steps = values[source]
-                k = kernel_size(spec.space, code)
-                if k:
-                    if self.once("lif", name):
-                        self.fire(h * w * c, steps)
-                    if self.once("conv", name, source, node, k):
-                        self.convolve("convolution", (h, w, k, c, c), time)
-                    self.kernels[index, source, node, k] = k * k * c * c + 2 * c
-                    steps = time
-                elif code == spec.space.code("avgpool") and self.once("avgpool", name):
-                    self.tally["pooling"] += 5 * h * w * c * self.batch * steps
+                lif, layers, pool = MEANING[spec.space.operations[code]](c)
+                if lif is not None and self.once("lif", name, lif):
+                    self.fire(h * w * c, steps)
+                steps = steps if lif is None else time
+                if layers and self.once("layers", name, source, node, code):
+                    for weights in layers:
+                        self.tally["convolution"] += 2 * weights * h * w * self.batch * time
+                        self.moved(2 * h * w * c * self.batch * time)
+                    self.tally["norm"] += 6 * h * w * c * self.batch * time
+                if layers:
+                    self.kernels[index, source, node, code] = sum(layers) + 2 * c
+                if pool and self.once("pool", name, code):
+                    self.tally["pooling"] += pool * h * w * c * self.batch * steps
                     self.moved(2 * h * w * c * self.batch * steps)
                 terms.append((source, node, code, name))
                 inputs.append(steps)
@@ -129,6 +147,8 @@ class Walk:
 
 
 def drawn(space: CellSpace, n: int, seed: int) -> np.ndarray:
+    if space is VARIED:  # too many to list
+        return space.sample(jax.random.key(seed), n)
     cells = space.enumerate()
     return cells[np.random.default_rng(seed).choice(len(cells), n)]
 
@@ -140,6 +160,7 @@ def drawn(space: CellSpace, n: int, seed: int) -> np.ndarray:
         (make_spec(head="snasnet"), 2),
         (make_spec(head="snasnet", head_pool=1, stem_stride=2), 1),
         (make_spec(CellSpace((1, 3, 5, 7), max_kernel_sizes=2), channels=3), 4),
+        (make_spec(VARIED), 2),
     ],
 )
 def test_equals_a_walk_over_all_candidates(spec, batch):

@@ -23,6 +23,7 @@ from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training import checkpoint as checkpoint_module
 
 ROOT = Path(__file__).resolve().parents[2]
+OPERATIONS = CellSpace(operations=("zero", "skip", "conv3@0.5", "dwconv3", "maxpool3~2.0"))
 FORWARD, FEEDBACK = CellSpace((1, 5)), CellSpace((3,), feedback=True)
 SPYX = NeuronSpec("spyx_lif", tau=2.0, reset="soft")
 PLIF = NeuronSpec(learn_tau=True, learn_threshold=True)
@@ -40,6 +41,10 @@ CASES: dict[str, tuple[NetworkSpec, Any]] = {
     "two cells": (
         NetworkSpec((6, 6, 1), 3, FORWARD, channels=1, time_steps=2, norm="over_time"),
         ((0, 0, 0, 2, 0, 0), (1, 0, 0, 3, 4, 0)),
+    ),
+    "operations": (
+        NetworkSpec((6, 6, 1), 3, OPERATIONS, channels=2, time_steps=2, neuron=PLIF),
+        (2, 0, 0, 4, 3, 0),
     ),
     "spyx neuron": (NetworkSpec((6, 6, 1), 3, FORWARD, channels=1, time_steps=2, neuron=SPYX), (0, 0, 0, 2, 0, 0)),
     "learning neurons": (
@@ -213,13 +218,23 @@ def damaged(exported: Path, folder: Path, damage: str) -> Path:
         record["custom_metadata"]["genotype"] = [0, 0, 0, 0, 0, 0]
         (path / "_CHECKPOINT_METADATA").write_text(json.dumps(record))
         checkpoint_module._seal(path)
+    elif damage in ("endless time", "an operation that is not registered"):
+        record = json.loads((path / "_CHECKPOINT_METADATA").read_text())
+        spec = record["custom_metadata"]["spec"]
+        if damage == "endless time":
+            spec["time_steps"] = 10**9
+        else:
+            spec["space"]["operations"][2] = "elsewhere3"
+        (path / "_CHECKPOINT_METADATA").write_text(json.dumps(record))
+        checkpoint_module._seal(path)
     return path
 
 
 @pytest.mark.parametrize(
     "damage",
-    ["halves", "one bit", "no metadata", "empty folder", "absent", "a file", "another format", "another genotype"],
-)
+    ["halves", "one bit", "no metadata", "empty folder", "absent", "a file", "another format", "another genotype",
+     "endless time", "an operation that is not registered"],
+)  # fmt: skip
 def test_damage_is_told_in_one_line(damage, exported, tmp_path, capfd):
     path = damaged(exported, tmp_path, damage)
     with pytest.raises(ValueError, match=str(path)) as error:
