@@ -66,8 +66,14 @@ def compiled_step(
     state = program.start(init)
     chosen = jnp.arange(len(labels))
     chosen = jnp.tile(chosen, (steps, 1)) if steps else chosen
-    rest = to_all(devices, (key, images, labels, chosen))
-    step = _train_steps if steps else jax.jit(_step, static_argnames=("program",), donate_argnames=("state",))
+    rest = ((), *to_all(devices, (key, images, labels, chosen)))
+
+    def alone(
+        program: _Program, state: TrainState, cell: Any, key: Any, images: Any, labels: Any, chosen_B: Any
+    ) -> Any:
+        return _step(program, cell, key, images, labels, state, chosen_B)
+
+    step = _train_steps if steps else jax.jit(alone, static_argnames=("program",), donate_argnames=("state",))
     compiled = step.lower(program, state, *rest).compile()
     return Program(lambda state: compiled(state, *rest), steps or 1, state, compiled, config.precision)
 

@@ -22,7 +22,7 @@ from jax import lax
 from spikernel_jax.operations import convolution
 from spikernel_jax.operations.operation import Operation
 from spikernel_jax.snn import layers, neurons
-from spikernel_jax.snn.spec import CELLS, NetworkSpec, Reader, layer_name
+from spikernel_jax.snn.spec import CELLS, NetworkSpec, Reader, edge_prefix, layer_name
 
 Array = jax.Array
 # Layer name -> {"kernel", "scale", "bias"}, those that it has; LIF site -> what it learns. One name can be both.
@@ -89,6 +89,14 @@ def subnetwork(spec: NetworkSpec, bank: dict[str, Any], genotype: Any) -> dict[s
     return {name: entry for name, entry in bank.items() if name in names}
 
 
+def in_bank(spec: NetworkSpec, own: dict[str, Any], bank: dict[str, Any]) -> dict[str, Any]:
+    """A genotype's part (parameters or statistics) in the bank's places, zeros elsewhere; inverse of `subnetwork`."""
+    return {
+        layer: {name: own.get(layer, {}).get(name, jnp.zeros(leaf.shape, leaf.dtype)) for name, leaf in entry.items()}
+        for layer, entry in bank.items()
+    }
+
+
 def dropout_mask(key: Array, spec: NetworkSpec, batch: int) -> Array | None:
     """Which head inputs are kept, bool [B, features]; None where the network has no dropout."""
     if spec.dropout == 0:
@@ -96,32 +104,49 @@ def dropout_mask(key: Array, spec: NetworkSpec, batch: int) -> Array | None:
     return jax.random.bernoulli(key, 1 - spec.dropout, (batch, spec.features))
 
 
-Make = Callable[[], Array]  # what one operation makes of an edge's source node
+# What one operation makes of an edge's source node, and running statistics of its layers after that.
+Make = Callable[[], tuple[Array, Stats]]
 
 
 def _added(y: Array, like: jax.ShapeDtypeStruct, total: Array | None) -> Array:
     return jnp.broadcast_to(y, like.shape) if total is None else total + y
 
 
-def _fixed(code: int, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None) -> Array | None:
+def _fixed(
+    code: int, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None, stats: Stats
+) -> tuple[Array | None, Stats]:
     """Adds the one operation that a fixed code names; code 0 is none."""
-    return _added(makes[code - 1](), like, total) if code else total
+    if not code:
+        return total, stats
+    y, after = makes[code - 1]()
+    return _added(y, like, total), stats | after
 
 
-def _traced(code: Array, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None) -> Array:
-    """Adds the operation that a code names at run time."""
-    # The sum is a branch's own, so that it is one pass over memory with the operation's last.
-    branches = [lambda make=make: _added(make(), like, total) for make in makes]
-    return lax.switch(code, [lambda: jnp.zeros(like.shape, like.dtype) if total is None else total, *branches])
+def _traced(
+    code: Array, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None, stats: Stats
+) -> tuple[Array, Stats]:
+    """Adds the operation that a code names at run time; statistics of the others stay as they are."""
+
+    def none() -> tuple[Array, Stats]:
+        return jnp.zeros(like.shape, like.dtype) if total is None else total, stats
+
+    def added(make: Make) -> tuple[Array, Stats]:
+        y, after = make()
+        # The sum is a branch's own, so that it is one pass over memory with the operation's last.
+        return _added(y, like, total), stats | after
+
+    return lax.switch(code, [none, *(functools.partial(added, make) for make in makes)])
 
 
-def _mixture(weights: Array, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None) -> Array:
-    """Adds all operations by their weights; one of weight 0 is not computed."""
+def _mixture(
+    weights: Array, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None, stats: Stats
+) -> tuple[Array, Stats]:
+    """Adds all operations by their weights; one of weight 0 is not computed. It keeps no statistics."""
     nothing = result = jnp.zeros(like.shape, like.dtype)
     for weight, make in zip(weights[1:], makes, strict=True):
-        weighted = lambda w=weight, make=make: w * jnp.broadcast_to(make(), like.shape)  # noqa: E731
+        weighted = lambda w=weight, make=make: w * jnp.broadcast_to(make()[0], like.shape)  # noqa: E731
         result += lax.cond(weight > 0, weighted, lambda: nothing)
-    return _added(result, like, total)
+    return _added(result, like, total), stats
 
 
 Spikes = Mapping[Reader, Array]  # of one node, through each LIF that operations read it through
@@ -134,14 +159,17 @@ class _Edge(NamedTuple):
     cell: str
     edge: tuple[int, int]
     operation: str
+    stats: Stats  # running ones of the operation's layers, gathered as they are normed
 
     def weights(self, part: str = "") -> Array:
         return self.net.params[layer_name(self.cell, self.edge, self.operation, part)]["kernel"]
 
     def norm(self, y_TBHWC: Array, part: str = "") -> Array:
         name = layer_name(self.cell, self.edge, self.operation, part)
-        # Statistics may not leave a traced branch; scoring keeps none, so nothing is lost there.
-        return self.net.norm(name, y_TBHWC) if self.net.choose is _fixed else self.net.normed(name, y_TBHWC)[0]
+        y_TBHWC, running = self.net.normed(name, y_TBHWC)
+        if running is not None:
+            self.stats[name] = running
+        return y_TBHWC
 
 
 class Pass:
@@ -259,20 +287,27 @@ class Pass:
           total: what other edges brought to the same node; None is nothing.
         """
         space, readers = self.spec.space, self.spec.readers
-        shape = (steps, *x.shape[1:])
+        shape, edge = (steps, *x.shape[1:]), space.edges[position]
 
-        def made(code: int, operation: Operation) -> Array:
+        def made(code: int, operation: Operation) -> tuple[Array, Stats]:
             own = next((reader for reader in readers if reader.codes[code]), None)
             read = x if own is None else spikes[own]
             if own is not None and not operation.reads_spikes:
                 read = read.astype(x.dtype)  # a shortcut of spikes adds them to currents
-            y = operation.apply(_Edge(self, cell, space.edges[position], operation.name), read)
+            after: Stats = {}
+            y = operation.apply(_Edge(self, cell, edge, operation.name, after), read)
             if jnp.shape(y) != read.shape:
                 raise ValueError(f"operation {operation.name!r} makes {jnp.shape(y)} of {read.shape}: want that shape")
-            return y.astype(x.dtype)
+            return y.astype(x.dtype), after
 
         makes = [lambda code=code: made(code, space.operation(code)) for code in range(1, space.num_ops)]
-        return self.choose(code, makes, jax.ShapeDtypeStruct(shape, x.dtype), total)
+        like = jax.ShapeDtypeStruct(shape, x.dtype)
+        if self.stats is None:
+            return self.choose(code, makes, like, total, {})[0]
+        own = {name: entry for name, entry in self.stats.items() if name.startswith(edge_prefix(cell, edge))}
+        total, own = self.choose(code, makes, like, total, own)
+        self.stats |= own
+        return total
 
     def cell(self, cell: str, x0: Array, time_steps: int) -> Array:
         """One cell over a stretch of time steps: x0 [T or 1, B, H, W, C] -> node 3, [T, B, H, W, C].
@@ -379,9 +414,8 @@ def apply(
         raise ValueError("step_by_step=False: feedback cells can only run step by step")
     if spec.norm == "over_time" and step_by_step:
         raise ValueError("step_by_step=True: norm='over_time' needs all time steps at once")
-    traced = isinstance(genotype, jax.Array)
-    if traced and stats is not None:
-        raise ValueError("stats: a traced genotype keeps no running statistics; give stats=None")
+    if stats is not None and spec.is_mixture(genotype):
+        raise ValueError("stats: a mixture of operations keeps no running statistics; give stats=None")
 
     def begin(stats: Stats | None, state: State) -> Pass:
         return Pass(

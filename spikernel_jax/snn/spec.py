@@ -153,8 +153,8 @@ class NetworkSpec:
         """
         rows = genotype if hasattr(genotype, "ndim") else np.asarray(genotype)
         edges = len(self.space.edges)
-        if not isinstance(rows, np.ndarray) and rows.shape == (edges, self.space.num_ops):
-            return rows, rows
+        if self.is_mixture(genotype):
+            return rows, rows  # pyright: ignore[reportReturnType]
         if rows.shape not in ((edges,), (2, edges)):
             raise ValueError(
                 f"genotype has shape {rows.shape}; a cell of this space has {edges} edges: "
@@ -166,6 +166,21 @@ class NetworkSpec:
                 self.space.validate(row)
             return pair[0].tolist(), pair[1].tolist()
         return pair  # pyright: ignore[reportReturnType]
+
+    def is_mixture(self, genotype: Any) -> bool:
+        """Whether a genotype is a mixture, as `codes` takes it."""
+        shape = (len(self.space.edges), self.space.num_ops)
+        return hasattr(genotype, "ndim") and not isinstance(genotype, np.ndarray) and genotype.shape == shape
+
+    def in_use(self, genotype: Any) -> dict[str, Any]:
+        """Whether each layer of the bank's edges is a traced genotype's: bool scalars by name."""
+        used = {}
+        for cell, codes in zip(CELLS, self.codes(genotype), strict=True):
+            for position, edge in enumerate(self.space.edges):
+                for code, name in enumerate(self.space.operations):
+                    for part in self.space.operation(code).layers(self.channels):
+                        used[layer_name(cell, edge, name, part)] = codes[position] == code
+        return used
 
     @property
     def readers(self) -> "tuple[Reader, ...]":
@@ -282,9 +297,14 @@ def _neuron_of(spec: NetworkSpec, code: int, operation: Operation) -> NeuronSpec
         raise ValueError(f"operation {operation.name!r}: {error}") from None
 
 
+def edge_prefix(cell: str, edge: tuple[int, int]) -> str:
+    """What the names of all layers on an edge begin with: ``cell1.e01.``."""
+    return f"{cell}.e{edge[0]}{edge[1]}."
+
+
 def layer_name(cell: str, edge: tuple[int, int], operation: str, part: str = "") -> str:
     """Name of the parameters of an operation's layer: ``cell1.e01.conv3``."""
-    return f"{cell}.e{edge[0]}{edge[1]}.{edge_name(operation, part)}"
+    return edge_prefix(cell, edge) + edge_name(operation, part)
 
 
 def spec_to_json(spec: NetworkSpec) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import chex
 import flax.struct
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,7 +23,7 @@ from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
 from spikernel_jax.io.checks import whole
 from spikernel_jax.io.signals import StopRequest
 from spikernel_jax.snn import network
-from spikernel_jax.snn.model import Model, eval_logits, hashable
+from spikernel_jax.snn.model import Model, hashable
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 from spikernel_jax.training import recipe
 from spikernel_jax.training.devices import BATCH, devices_for, shared, to_all, to_one
@@ -57,32 +58,38 @@ class _Program:
     """What a training step is compiled for; seeds are not in it, so they share one program."""
 
     spec: NetworkSpec
-    genotype: tuple[Any, ...]
+    genotype: tuple[Any, ...] | None  # None where it is data, so that all cells of the space share one program
     config: TrainConfig
     total_steps: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     devices: jax.sharding.Mesh
 
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """What makes updates of gradients."""
+        return recipe.optimiser(self.config, self.total_steps, together=self.genotype is None)
+
     def start(self, key: Array) -> TrainState:
         """The state before the first step, on all devices."""
         params, stats = network.init(key, self.spec, self.genotype)
         average = jax.tree.map(jnp.copy, (params, stats)) if self.config.ema else ()  # states are donated
-        moments = recipe.optimiser(self.config, self.total_steps).init(params)
+        moments = self.optimiser.init(params)
         state = TrainState(params, stats, moments, average, jnp.int32(0), jnp.float32(0), jnp.int32(0))
         return to_all(self.devices, state)
 
 
 @functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("state",))
 def _train_steps(
-    program: _Program, state: TrainState, key: Array, images: Array, labels: Array, chosen_SB: Array
+    program: _Program, state: TrainState, cell: Any, key: Array, images: Array, labels: Array, chosen_SB: Array
 ) -> tuple[TrainState, Array]:
     """Some steps; returns the new state and the mean losses, [S]."""
-    return jax.lax.scan(lambda state, chosen_B: _step(program, state, key, images, labels, chosen_B), state, chosen_SB)
+    step = functools.partial(_step, program, cell, key, images, labels)
+    return jax.lax.scan(step, state, chosen_SB)
 
 
 def _step(
-    program: _Program, state: TrainState, key: Array, images: Array, labels: Array, chosen_B: Array
+    program: _Program, cell: Any, key: Array, images: Array, labels: Array, state: TrainState, chosen_B: Array
 ) -> tuple[TrainState, Array]:
     config = program.config
     drawn, mask = jax.random.split(jax.random.fold_in(key, state.step))
@@ -91,17 +98,36 @@ def _step(
         config, drawn, images[chosen_B], y, program.spec.num_classes, program.mean, program.std
     )
     keep = network.dropout_mask(mask, program.spec, len(chosen_B))
-    differentiated = shared(program.devices, functools.partial(_differentiated, program), whole=2, out=False)
-    value, stats, right, grads = differentiated(state.params, state.stats, x, y, targets_BK, keep)
-    updates, moments = recipe.optimiser(config, program.total_steps).update(grads, state.optimiser, state.params)
+    differentiated = shared(program.devices, functools.partial(_differentiated, program), whole=3, out=False)
+    value, stats, right, grads = differentiated(state.params, state.stats, cell, x, y, targets_BK, keep)
+    updates, moments = program.optimiser.update(grads, state.optimiser, state.params)
+    if program.genotype is None:  # weight decay would move what the cell does not use
+        updates = _of_cell(program.spec, cell, updates)
     params: Any = optax.apply_updates(state.params, updates)
     average = recipe.averaged(config, state.average, (params, stats), state.step) if config.ema else ()
     new = TrainState(params, stats, moments, average, state.step + 1, state.loss_sum + value, state.right + right)
     return new, value
 
 
+def _of_cell(spec: NetworkSpec, cell: Array, updates: Any) -> Any:
+    """Updates of the layers that a traced genotype uses; zeros of others."""
+    used = spec.in_use(cell)
+
+    def own(name: str, entry: dict[str, Array]) -> dict[str, Array]:
+        return jax.tree.map(lambda leaf: leaf * used[name], entry) if name in used else entry
+
+    return {name: own(name, entry) for name, entry in updates.items()}
+
+
 def _differentiated(
-    program: _Program, params: network.Params, stats: network.Stats, x: Array, y: Array, targets_BK: Array, keep: Any
+    program: _Program,
+    params: network.Params,
+    stats: network.Stats,
+    cell: Any,
+    x: Array,
+    y: Array,
+    targets_BK: Array,
+    keep: Any,
 ) -> tuple[Array, network.Stats, Array, network.Params]:
     """Mean loss, running statistics, images classified rightly and gradients, of the batch, from a device's part."""
     spike_dtype = jnp.bfloat16 if program.config.precision == "bfloat16" else None
@@ -109,7 +135,7 @@ def _differentiated(
     def loss(params: network.Params) -> Any:
         out = network.apply(
             program.spec,
-            program.genotype,
+            cell if program.genotype is None else program.genotype,
             params,
             x,
             stats=stats,
@@ -122,25 +148,37 @@ def _differentiated(
         return recipe.loss(program.config, out.logits_TBK, targets_BK), (out.stats, right)
 
     (value, (stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    value, grads = jax.lax.pmean((value, grads), BATCH)
+    if program.genotype is None:  # a bank has many small arrays, and each would be a meeting of all devices
+        flat, unflatten = jax.flatten_util.ravel_pytree(grads)
+        grads = unflatten(jax.lax.pmean(flat, BATCH))
+        value = jax.lax.pmean(value, BATCH)
+    else:
+        value, grads = jax.lax.pmean((value, grads), BATCH)
     return value, stats, jax.lax.psum(right, BATCH), grads
 
 
 @functools.partial(jax.jit, static_argnames=("devices", "spec", "genotype"))
 def _right(
-    devices: jax.sharding.Mesh, spec: NetworkSpec, genotype: Any, arrays: Any, x: Array, labels_B: Array
+    devices: jax.sharding.Mesh, spec: NetworkSpec, genotype: Any, arrays: Any, cell: Any, x: Array, labels_B: Array
 ) -> Array:
     """How many images are classified rightly; a label of -1 never is."""
 
-    def of_part(arrays: Any, x: Array, labels_B: Array) -> Array:
-        right_B = eval_logits(spec, genotype, *arrays, x).argmax(-1) == labels_B
-        return jax.lax.psum(right_B.sum(), BATCH)
+    def of_part(arrays: Any, cell: Any, x: Array, labels_B: Array) -> Array:
+        params, stats = arrays
+        out = network.apply(spec, cell if genotype is None else genotype, params, x, stats=stats)
+        return jax.lax.psum((out.logits_BK.argmax(-1) == labels_B).sum(), BATCH)
 
-    return shared(devices, of_part, whole=1, out=False)(arrays, x, labels_B)
+    return shared(devices, of_part, whole=2, out=False)(arrays, cell, x, labels_B)
 
 
-def evaluate(model: Model, split: Split, batch_size: int = 256) -> float:
+def evaluate(model: Model, split: Split, batch_size: int = 256, *, one_program: bool = False) -> float:
     """Accuracy (0 to 1) of a model on a split, by running statistics.
+
+    Args:
+      model: whose accuracy it is.
+      split: images and labels.
+      batch_size: images at a time; results do not depend on it.
+      one_program: as in `train`.
 
     Example:
       >>> import jax
@@ -155,13 +193,31 @@ def evaluate(model: Model, split: Split, batch_size: int = 256) -> float:
     count = jax.device_count()
     size = -(-min(batch_size, len(split.labels)) // count) * count
     devices = devices_for(size)
-    arrays = to_all(devices, (model.params, model.stats))
+    genotype, cell, arrays = _as_data(model, one_program)
+    arrays, cell = to_all(devices, (arrays, cell))
     right = 0
     for images, labels in _batches(split, size):
         padded = np.pad(labels, (0, size - len(labels)), constant_values=-1)
         x = normalise(images, model.mean, model.std)
-        right += int(_right(devices, model.spec, model.genotype, arrays, *to_all(devices, (x, padded))))
+        right += int(_right(devices, model.spec, genotype, arrays, cell, *to_all(devices, (x, padded))))
     return right / len(split.labels)
+
+
+def _as_data(model: Model, one_program: bool) -> tuple[Any, Any, Any]:
+    """What a program is compiled for of a model's genotype, what it is given as data, and the arrays it reads."""
+    if not one_program:
+        return model.genotype, (), (model.params, model.stats)
+    bank = _bank(model.spec)
+    arrays = tuple(
+        network.in_bank(model.spec, own, whole) for own, whole in zip((model.params, model.stats), bank, strict=True)
+    )
+    return None, np.asarray(model.genotype, np.int32), arrays
+
+
+@functools.cache
+def _bank(spec: NetworkSpec) -> tuple[network.Params, network.Stats]:
+    """Shapes of parameters and statistics of every operation."""
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), spec))
 
 
 def _batches(split: Split, size: int) -> Any:
@@ -174,18 +230,32 @@ def _batches(split: Split, size: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "genotype"))
-def _site_spikes(spec: NetworkSpec, genotype: Any, params: Any, stats: Any, images_BHWC: Array) -> Any:
-    out = network.apply(spec, genotype, params, images_BHWC, stats=stats, observe=lambda spikes: spikes.sum(-1))
+def _site_spikes(spec: NetworkSpec, genotype: Any, cell: Any, arrays: Any, images_BHWC: Array) -> Any:
+    (params, stats), codes = arrays, cell if genotype is None else genotype
+    out = network.apply(spec, codes, params, images_BHWC, stats=stats, observe=lambda spikes: spikes.sum(-1))
     over_time = {site: counts.sum(0) for site, counts in out.records.items()}  # [B, H, W], of the head's [B]
     return {site: counts.reshape(len(images_BHWC), *(counts.shape[1:] or (1, 1))) for site, counts in over_time.items()}
 
 
-def measure_spikes(model: Model, split: Split, batch_size: int = 256) -> dict[str, np.ndarray]:
-    """Mean number of spikes of one image over all time steps and channels, [H, W] by LIF site, on a split."""
+def measure_spikes(
+    model: Model, split: Split, batch_size: int = 256, *, one_program: bool = False
+) -> dict[str, np.ndarray]:
+    """Mean number of spikes of one image over all time steps and channels, [H, W] by LIF site, on a split.
+
+    Args:
+      model: whose sites they are.
+      split: images.
+      batch_size: images at a time; results do not depend on it.
+      one_program: as in `train`.
+    """
     total: dict[str, np.ndarray] = {}
+    genotype, cell, arrays = _as_data(model, one_program)
+    there = model.spec.sites(model.genotype)
     for images, labels in _batches(split, min(batch_size, len(split.labels))):
         x = normalise(images, model.mean, model.std)
-        for site, counts_BHW in _site_spikes(model.spec, model.genotype, model.params, model.stats, x).items():
+        for site, counts_BHW in _site_spikes(model.spec, genotype, cell, arrays, x).items():
+            if site not in there:
+                continue
             total[site] = total.get(site, 0.0) + np.asarray(counts_BHW, np.float64)[: len(labels)].sum(0)
     return {site: value / len(split.labels) for site, value in total.items()}
 
@@ -205,6 +275,7 @@ def train(
     *,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    one_program: bool = False,
     progress: Callable[[dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Model:
@@ -224,6 +295,9 @@ def train(
       config: the recipe.
       seed: decides weights, order, augmentation and dropout.
       folder: where to save; None saves nothing.
+      one_program: let all cells of the space share one compiled program, where compilation costs more than a short
+        training: the genotype is data, and each edge runs the operation that it names. Weights are then those of the
+        genotype's own program up to rounding. Muon orthogonalises the kernels of operations not in use, too.
       progress: called with each epoch's metrics.
       say: prints a line where a damaged checkpoint is passed over.
 
@@ -253,7 +327,8 @@ def train(
         raise ValueError(f"folder={folder}: {jax.process_count()} processes train together without one; give None")
     steps = len(data.train.labels) // config.batch_size
     devices = devices_for(config.batch_size)
-    program = _Program(spec, codes, config, config.epochs * steps, data.mean, data.std, devices)
+    fixed = None if one_program else codes
+    program = _Program(spec, fixed, config, config.epochs * steps, data.mean, data.std, devices)
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
     state = program.start(init_key)
@@ -264,9 +339,9 @@ def train(
         "seed": seed,
         "data": data.name,
         "train_digest": _digest(data.train),
-    }
+    } | ({"one_program": True} if one_program else {})
     fingerprint = json.loads(json.dumps(settings))  # as JSON gives it back
-    running = _Running(program, data, order_key, step_key)
+    running = _Running(program, codes, data, order_key, step_key)
     last: dict[str, Any] = {}
     with kept(None if folder is None else Path(folder), fingerprint, devices, say) as keeper:
         state = keeper.restore(state, steps, program.total_steps)
@@ -307,16 +382,20 @@ def _steps_a_call(steps: int) -> int:
 class _Running:
     """One training: its data on the devices, epoch by epoch."""
 
-    def __init__(self, program: _Program, data: Dataset, order_key: Array, step_key: Array):
-        self._program, self._data, self._order_key, self._step_key = program, data, order_key, step_key
+    def __init__(self, program: _Program, codes: tuple[Any, ...], data: Dataset, order_key: Array, step_key: Array):
+        self._program, self._codes, self._data = program, codes, data
+        self._order_key, self._step_key = order_key, step_key
+        self._cell = to_all(program.devices, np.asarray(codes, np.int32)) if program.genotype is None else ()
         self._images, self._labels = to_all(program.devices, (data.train.images, data.train.labels))
         self._started = time.perf_counter()
 
     def model(self, state: TrainState, metrics: dict[str, Any]) -> Model:
         """What the state is worth: its moving average, where the recipe has one."""
-        program = self._program
+        program, codes = self._program, self._codes
         params, stats = to_one(state.average or (state.params, state.stats))
-        return Model(program.spec, program.genotype, params, stats, program.mean, program.std, metrics)
+        if program.genotype is None:
+            params, stats = (network.subnetwork(program.spec, own, codes) for own in (params, stats))
+        return Model(program.spec, codes, params, stats, program.mean, program.std, metrics)
 
     def epoch(self, state: TrainState, epoch: int, stop: StopRequest | None = None) -> TrainState:
         """The state after an epoch that may have begun already, or where it was told to stop."""
@@ -331,7 +410,8 @@ class _Running:
         losses: list[Array] = []
         for first in range(begun, len(order), together):
             chosen_SB = order[first : first + together]
-            state, values = _train_steps(program, state, self._step_key, self._images, self._labels, chosen_SB)
+            fed = (self._cell, self._step_key, self._images, self._labels, chosen_SB)
+            state, values = _train_steps(program, state, *fed)
             losses.append(values)
             if len(losses) > 1 and not np.isfinite(losses[-2]).all():  # a call late: the device never waits
                 break
@@ -360,6 +440,8 @@ class _Running:
             "epoch": epoch + 1,
             "train_loss": float(state.loss_sum) / steps,
             "train_accuracy": int(state.right) / (steps * self._program.config.batch_size),
-            "validation_accuracy": evaluate(self.model(state, {}), self._data.validation),
+            "validation_accuracy": evaluate(
+                self.model(state, {}), self._data.validation, one_program=self._program.genotype is None
+            ),
             "seconds": round(seconds, 3),
         }

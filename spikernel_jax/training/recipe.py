@@ -151,9 +151,17 @@ def learning_rates(config: TrainConfig, total_steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, rise, total_steps, peak * config.final_fraction)
 
 
-def optimiser(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optimiser of a training of so many steps."""
+def optimiser(config: TrainConfig, total_steps: int, *, together: bool = False) -> optax.GradientTransformation:
+    """The optimiser of a training of so many steps.
+
+    Args:
+      config: the recipe.
+      total_steps: of the whole training.
+      together: treat all parameters as one array, where the recipe treats all alike: many small ones take longer.
+    """
     inner = _optimiser(config, total_steps)
+    if together and config.optimiser != "muon" and config.decayed == "all":
+        inner = optax.flatten(inner)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         # Decay alone reads the values of parameters: seen as 0, neurons' scalars are not drawn to tau = 2.

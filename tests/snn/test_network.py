@@ -608,7 +608,7 @@ def test_spec_refuses(fields, match):
         (FORWARD, [0, 0, 0, 9, 0, 0], {}, "codes must be 0 to 4"),
         (OVER_TIME, [0, 0, 0, 1, 0, 0], {"step_by_step": True}, "needs all time steps at once"),
         (LOOPED, [0, 0, 0, 1] + [0] * 8, {"step_by_step": False}, "only run step by step"),
-        (FORWARD, jnp.array([0, 0, 0, 1, 0, 0]), {"stats": {}}, "keeps no running statistics"),
+        (FORWARD, jnp.ones((6, 5)), {"stats": {}}, "keeps no running statistics"),
         (FORWARD, jnp.array([0, 0, 1]), {}, r"genotype has shape \(3,\)"),
         (FORWARD, [0, 0, 0, 1, 0, 0], {"train": False}, "needs running statistics"),
     ],

@@ -498,7 +498,7 @@ def test_the_precision_is_that_of_the_program(precision):
     images, labels = jnp.zeros((8, 8, 8, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
     chosen = jnp.zeros((1, 8), jnp.int32)
     state = jax.eval_shape(lambda: plan.start(jax.random.key(0)))
-    program = training._train_steps.lower(plan, state, jax.random.key(0), images, labels, chosen).as_text()
+    program = training._train_steps.lower(plan, state, (), jax.random.key(0), images, labels, chosen).as_text()
     assert ("bf16" in program) == (precision == "bfloat16")
 
 

@@ -1,0 +1,224 @@
+"""A table of trained cells: what a score, a count or a short training is worth is measured on it.
+
+Cells of the union of the kernel sets, stratified by the depth of the convolution path, the number of convolutions and
+the largest kernel, so that no one count explains the table; each trained over several seeds by one short recipe. All
+trainings share one compiled program.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.io.store import ResultStore
+from spikernel_jax.io.units import duration
+from spikernel_jax.pipeline.job import Job
+from spikernel_jax.report import pages
+from spikernel_jax.search.queue import digest
+from spikernel_jax.snn import cost
+from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
+from spikernel_jax.training.loop import evaluate, measure_spikes, train
+from spikernel_jax.training.recipe import TrainConfig
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Rows = NDArray[np.int8]
+_MOST_SEEDS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is trained.
+
+    Attributes:
+      spec: the network, of the union space.
+      config: the recipe.
+      rows: cells [n, E], in the order in which they are trained: the first of them are stratified, too.
+      seeds: trainings of each.
+    """
+
+    spec: NetworkSpec
+    config: TrainConfig
+    rows: Rows
+    seeds: int
+
+
+def make_study(spec: NetworkSpec, config: TrainConfig, cells: int, seeds: int, key: jax.Array) -> Study:
+    """The study of so many cells; ValueError on the first setting that is wrong."""
+    space = spec.space
+    listed = space.enumerate()
+    if not 1 <= cells <= len(listed):
+        raise ValueError(f"--cells {cells} must be from 1 to {len(listed):,}, the distinct cells")
+    if not 1 <= seeds <= _MOST_SEEDS:
+        raise ValueError(f"--seeds {seeds} must be from 1 to {_MOST_SEEDS}")
+    return Study(spec, config, stratified(space, listed, cells, key), seeds)
+
+
+def depth(space: CellSpace, row: Any) -> int:
+    """Convolutions on the longest path from node 0 to node 3 of a forward cell; 0 where no path has one."""
+    deepest = {0: 0}
+    for source, target, operation in sorted(space.held(space.prune(row)), key=lambda edge: edge[:2]):
+        if source in deepest:
+            there = deepest[source] + bool(operation.layers(1))
+            deepest[target] = max(deepest.get(target, 0), there)
+    return deepest[3]
+
+
+def stratum(space: CellSpace, row: Any) -> tuple[int, int, int]:
+    """Depth of the convolution path, number of convolutions, weights of the largest one's kernel."""
+    sizes = [sum(layer.weights for layer in own.layers(1).values()) for *_, own in space.held(row)]
+    return depth(space, row), sum(size > 0 for size in sizes), max(sizes, default=0)
+
+
+def stratified(space: CellSpace, listed: Rows, count: int, key: jax.Array) -> Rows:
+    """Cells, one of each stratum in turn, drawn within it; fewer are the first of more."""
+    shuffled = listed[np.asarray(jax.random.permutation(key, len(listed)))]
+    strata: dict[tuple[int, int, int], list[Any]] = {}
+    for row in shuffled:
+        strata.setdefault(stratum(space, row), []).append(row)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*(strata[name] for name in sorted(strata))))
+    return np.stack(list(itertools.islice((row for row in turns if row is not None), count)))
+
+
+def train_cells(job: Job, study: Study) -> "pl.DataFrame":
+    """Trains every cell over all seeds, each once however often it is asked for, and writes the table as it grows.
+
+    Leaves ``cells/`` (a piece for each training), ``tables/trained_cells.parquet`` (of `table_of`) and ``report.md``.
+    Seeds are the outer loop, so that a run cut short has all cells of its first seeds.
+
+    Args:
+      job: run folder, data, and the option `bits`.
+      study: what is trained.
+
+    Returns:
+      The table.
+    """
+    facts = {"spec": spec_to_json(study.spec), "config": dataclasses.asdict(study.config), "seed": job.seed}
+    images = digest(job.data.train.images, job.data.validation.images, job.data.test.images)
+    # Neither the number of cells nor that of seeds is in it, so that a table can grow.
+    store = ResultStore(job.run.folder("cells"), facts | {"data": job.data.name, "images": images})
+    store.sweep()
+    done = store.done()
+    job.say(f"{len(study.rows)} cells, {study.seeds} seeds, {study.config.epochs} epochs each; {len(done)} are there")
+    began, fresh = time.perf_counter(), 0
+    wanted = list(_wanted(study))
+    for number, (seed, place, row) in enumerate(wanted, start=1):
+        if (index := _index(seed, place)) in done:
+            continue
+        found = _trained(job, study, row, job.seed * 1000 + seed)
+        store.save(index, row=row, **found)
+        fresh += 1
+        left = (time.perf_counter() - began) / fresh * (len(wanted) - number)
+        job.say(
+            f"  {number}/{len(wanted)}  seed {seed}  {study.spec.space.explicit(row)}  validation "
+            f"{100 * found['validation'][-1]:.1f} %  {duration(left)} left"
+        )
+        if fresh % 20 == 0:
+            _write(job, study, store)
+    return _write(job, study, store)
+
+
+def _index(seed: int, place: int) -> int:
+    """Number of a training's piece."""
+    return seed * 1_000_000 + place
+
+
+def _wanted(study: Study) -> Iterator[tuple[int, int, NDArray[np.int8]]]:
+    for seed, (place, row) in itertools.product(range(study.seeds), enumerate(study.rows)):
+        yield seed, place, row
+
+
+def _trained(job: Job, study: Study, row: NDArray[np.int8], seed: int) -> dict[str, Any]:
+    """What is kept of one training."""
+    epochs: list[dict[str, Any]] = []
+    model = train(study.spec, row, job.data, study.config, seed=seed, one_program=True, progress=epochs.append)
+    spikes = measure_spikes(model, job.data.validation, one_program=True)
+    sites = study.spec.sites(model.genotype)
+    neurons = sum(site.neurons for site in sites.values())
+    return {
+        "validation": np.array([epoch["validation_accuracy"] for epoch in epochs]),
+        "train_loss": np.array([epoch["train_loss"] for epoch in epochs]),
+        "seconds": sum(epoch["seconds"] for epoch in epochs),
+        "test": evaluate(model, job.data.test, one_program=True),
+        "synops": cost.synaptic_operations(study.spec, row, spikes),
+        "firing_rate": sum(counts.sum() for counts in spikes.values()) / (neurons * study.spec.time_steps),
+    }
+
+
+def table_of(job: Job, study: Study, store: ResultStore) -> "pl.DataFrame":
+    """A row for each training that is done: cell, counts of it, what it costs, and its accuracies.
+
+    `validation` is a list, by epoch; `firing_rate` the spikes of a neuron and time step, on validation images.
+    """
+    import polars as pl
+
+    total, space = cost.costs(study.spec, study.rows, job.options.bits), study.spec.space
+    done, rows = store.done(), []
+    for seed, place, row in _wanted(study):
+        if (index := _index(seed, place)) not in done:
+            continue
+        kept = store.load(index)
+        deep, convolutions, _ = stratum(space, row)
+        rows.append({
+            "genotype": space.explicit(row), "seed": job.seed * 1000 + seed, "depth": deep,
+            "convolutions": convolutions, "parameters": int(total.parameters[place]),
+            "memory_bytes": int(total.memory_bytes[place]), "synops": float(kept["synops"]),
+            "firing_rate": float(kept["firing_rate"]), "validation": kept["validation"].tolist(),
+            "validation_accuracy": float(kept["validation"][-1]), "test_accuracy": float(kept["test"]),
+            "seconds": float(kept["seconds"]),
+        })  # fmt: skip
+    return pl.DataFrame(rows)
+
+
+def retest(table: "pl.DataFrame") -> float:
+    """Kendall's τ-b of final validation accuracy between seeds, mean over their pairs; NaN of one seed.
+
+    What no score can pass: the order of the same cells, trained again.
+    """
+    from scipy.stats import kendalltau
+
+    wide = table.pivot("seed", index="genotype", values="validation_accuracy").drop_nulls().drop("genotype")
+    pairs = itertools.combinations(wide.columns, 2)
+    found: list[Any] = [kendalltau(wide[one].to_numpy(), wide[other].to_numpy())[0] for one, other in pairs]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _write(job: Job, study: Study, store: ResultStore) -> "pl.DataFrame":
+    import polars as pl
+    from scipy.stats import kendalltau
+
+    table = table_of(job, study, store)
+    job.run.write_table("trained_cells", table)
+    mean = table.group_by("genotype", maintain_order=True).agg(
+        pl.col("depth", "convolutions", "parameters", "synops", "validation_accuracy").mean(), pl.len().alias("n")
+    )
+    lines = [
+        {"what": what, "Kendall tau-b with validation accuracy": kendalltau(mean[what], mean["validation_accuracy"])[0]}
+        for what in ("depth", "convolutions", "parameters", "synops")
+    ]
+    by_depth = mean.group_by("depth").agg(
+        pl.len().alias("cells"), (100 * pl.col("validation_accuracy").mean()).alias("validation %")
+    ).sort("depth")  # fmt: skip
+    spec = study.spec
+    about = (
+        f"{job.data.source}\n\n{len(mean)} cells of {len(study.rows)}, C = {spec.channels}, T = {spec.time_steps}, "
+        f"stem stride {spec.stem_stride}, {study.config.epochs} epochs; retest Kendall τ between seeds "
+        f"{retest(table):.3f}. Seconds of a training: median {table['seconds'].median():.1f}."
+    )
+    counts = pl.DataFrame(lines)
+    pages.write_report(
+        job.run,
+        [
+            ("Run", about),
+            ("Counts of a cell", pages.markdown_table(counts, counts.columns)),
+            ("By depth", pages.markdown_table(by_depth, by_depth.columns)),
+        ],
+    )
+    return table
