@@ -54,7 +54,7 @@ def measure_impact(job: Job) -> "pl.DataFrame":
         table = table_of(by_kernel, trials.run_all(job, itertools.chain.from_iterable(by_kernel.values())))
         run.write_table("impact", table)
         title = (
-            f"Impact of the kernel size, {job.data.name}, n = {job.preset.seeds} seeds; accuracy in float32, memory "
+            f"Impact of the kernel, {job.data.name}, n = {job.preset.seeds} seeds; accuracy in float32, memory "
             f"counted at {options.bits} bits"
         )
         figures.impact_figure(table, run.folder("figures") / "impact.png", title)

@@ -110,7 +110,8 @@ def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     for axis, (label, values, colour) in zip(axes, panels, strict=True):
         finite = np.isfinite(values)
         means, sds = np.array([mean_sd(values[sizes == size]) for size in ticks]).T
-        axis.errorbar(ticks, means, yerr=np.nan_to_num(sds), color=colour, marker="o", capsize=4)
+        line = "none" if words else "-"  # names have no order
+        axis.errorbar(ticks, means, yerr=np.nan_to_num(sds), color=colour, marker="o", capsize=4, linestyle=line)
         beside = sizes[finite] + 0.28  # a seed's point is not to hide under the mean's bar
         axis.scatter(beside, values[finite], s=16, facecolors="none", edgecolors=colour, alpha=0.8)
         axis.set_xticks(ticks, list(map(kernel_text, order)), rotation=30 * words)
@@ -119,7 +120,7 @@ def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
         axis.set_title(label, fontsize=10)
         _say_skipped(axis, int((~finite).sum()))
     for axis in axes[1:]:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
     note = f"filled: mean ± sd, open: each seed (n = {np.unique(seeds).size} seeds)"
     figure.supxlabel(note, fontsize=8, color="#555555")
     return _save(figure, path)
