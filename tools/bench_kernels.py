@@ -90,8 +90,7 @@ def convolution_flops(spec: NetworkSpec, genotype: ArrayLike, batch: int) -> int
     """
     (h1, w1), (h2, w2) = spec.cell_size(0), spec.cell_size(1)
     c1, c2 = spec.cell_channels(0), spec.cell_channels(1)
-    held = spec.space.held(np.asarray(genotype))
-    taps = sum(layer.weights for *_, operation in held for layer in operation.layers(1).values())
+    taps = sum(operation.weights(1) for *_, operation in spec.space.held(np.asarray(genotype)))
     cells = taps * (h1 * w1 * c1 * c1 + h2 * w2 * c2 * c2)
     transition = h1 * w1 * 9 * c1 * c2
     each_step = cells + transition + spec.features * spec.outputs

@@ -115,11 +115,11 @@ class _Tally:
         self.pixels = [h * w for h, w in map(spec.cell_size, range(2))]
         self.values = [pixels * spec.cell_channels(cell) for cell, pixels in enumerate(self.pixels)]
         operations = [spec.space.operation(code) for code in range(spec.space.num_ops)]
-        layers = [[[*o.layers(spec.cell_channels(cell)).values()] for o in operations] for cell in range(2)]
+        layers = [list(operation.layers(spec.channels).values()) for operation in operations]
         # By code: weights in each cell, layers, their norms; and what it computes beside them.
-        self.weights_of = [np.array([sum(layer.weights for layer in own) for own in of_cell]) for of_cell in layers]
-        self.layers_of = np.array([len(own) for own in layers[0]])
-        self.norms_of = np.array([sum(layer.norm for layer in own) for own in layers[0]])
+        self.weights_of = [np.array([o.weights(spec.cell_channels(cell)) for o in operations]) for cell in range(2)]
+        self.layers_of = np.array([len(own) for own in layers])
+        self.norms_of = np.array([sum(layer.norm for layer in own) for own in layers])
         self.flops_of = np.array([operation.flops for operation in operations])
         self.pooling: list[int] = np.flatnonzero((self.layers_of == 0) & (self.flops_of > 0)).tolist()
         self.readers = [np.array(reader.codes) for reader in spec.readers]
@@ -209,6 +209,12 @@ def _distinct(*columns: NDArray[np.generic]) -> NDArray[np.int64]:
     return np.unique(np.stack([column.astype(np.int64) for column in columns]), axis=1)
 
 
+def _values(tally: _Tally, who: NDArray[np.bool_], name: list[Codes], varies: NDArray[np.bool_]) -> tuple[int, int]:
+    """Distinct values that a node has in these candidates, and their time steps, all together."""
+    varying = _distinct(*(column[who] for column in name), varies[who])[-1]
+    return len(varying), int(np.where(varying, tally.time, 1).sum())
+
+
 def _cell1(tally: _Tally, rows: Codes) -> int:
     """Adds cell 1 of all candidates; returns the time steps of node 3, summed over candidates."""
     reads = tally.reads
@@ -227,16 +233,12 @@ def _cell1(tally: _Tally, rows: Codes) -> int:
     for name, varies, readers in nodes:
         for op in readers:
             tally.convs(0, _distinct(*name, op)[-1])
-        wanted = [*tally.readers, *(np.arange(len(reads)) == code for code in tally.pooling)]
-        for index, own in enumerate(wanted):
-            who = np.any([own[op] for op in readers], axis=0)
-            varying = _distinct(*(column[who] for column in name), varies[who])[-1]
-            steps = int(np.where(varying, tally.time, 1).sum())
-            if index < len(tally.readers):
-                tally.fires(tally.values[0], len(varying), read=tally.values[0] * steps)
-            else:
-                code = tally.pooling[index - len(tally.readers)]
-                tally.pools(0, code, len(varying) * tally.time if reads[code] else steps)
+        for reader in tally.readers:
+            count, steps = _values(tally, np.any([reader[op] for op in readers], axis=0), name, varies)
+            tally.fires(tally.values[0], count, read=tally.values[0] * steps)
+        for code in tally.pooling:
+            count, steps = _values(tally, np.any([op == code for op in readers], axis=0), name, varies)
+            tally.pools(0, code, count * tally.time if reads[code] else steps)
     columns = _distinct(*nodes[2][0], e02 != NOTHING, e12 != NOTHING, vary02, vary12)
     tally.sums(0, columns[3:5], columns[5:])
     return tally.sums(0, np.stack([e03 != NOTHING, e13 != NOTHING, e23 != NOTHING]), np.stack([vary03, vary13, vary23]))

@@ -6,7 +6,7 @@ sets).
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class CellSpace(Encoding):
         kept = {self.code(operation_of(kernel)) for kernel in kernels}
         dropped = {*self.codes_of(GENERIC)} - kept
         names = tuple(name for code, name in enumerate(self.operations) if code not in dropped)
-        return replace(self, kernel_sizes=CellSpace().kernel_sizes, operations=names, max_kernel_sizes=None)
+        return CellSpace(feedback=self.feedback, operations=names, direct=self.direct)
 
     def prune(self, rows: ArrayLike) -> Rows:
         """Drops, with all its edges, every node that node 0 does not reach or that does not reach node 3.

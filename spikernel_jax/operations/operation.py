@@ -137,6 +137,10 @@ class Operation:
             if not (math.isfinite(value) and value > least):
                 raise ValueError(f"{field}={value} of {self.name!r} must be finite and above {least:g}")
 
+    def weights(self, channels: int) -> int:
+        """How many weights its layers have at a width, without norms and biases."""
+        return sum(layer.weights for layer in self.layers(channels).values())
+
     @property
     def neuron(self) -> tuple[float | None, float | None] | None:
         """Threshold and time constant of its LIF; None where it reads no spikes."""

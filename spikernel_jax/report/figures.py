@@ -161,9 +161,14 @@ def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "F
     return _save(figure, path)
 
 
+def spaced(kernels: str) -> str:
+    """A kernel set that may break over lines where it is long."""
+    return kernels.replace(",", ", ") if len(kernels) > 9 else kernels
+
+
 def _wrapped(kernels: str) -> str:
     """A kernel set in a title."""
-    return textwrap.fill(kernels.replace(",", ", "), 40) if len(kernels) > 9 else f"sizes {kernels}"
+    return textwrap.fill(spaced(kernels), 40) if len(kernels) > 9 else f"sizes {kernels}"
 
 
 def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":

@@ -12,7 +12,7 @@ import numpy as np
 
 from spikernel_jax.io.files import atomic_path
 from spikernel_jax.io.run_folder import RunFolder
-from spikernel_jax.report.figures import TRADEOFF_COLUMNS, kernel_text, mean_sd, numeric_columns
+from spikernel_jax.report.figures import TRADEOFF_COLUMNS, kernel_text, mean_sd, numeric_columns, spaced
 
 if TYPE_CHECKING:
     import polars as pl
@@ -65,11 +65,6 @@ def impact_table(table: "pl.DataFrame") -> "Table":
     return _rich_table("Impact of the kernel (accuracy in float32, memory counted)", 1, rows)
 
 
-def _spaced(kernels: str) -> str:
-    """A kernel set that may break over lines where it is long."""
-    return kernels.replace(",", ", ") if len(kernels) > 9 else kernels
-
-
 def finalists_table(table: "pl.DataFrame") -> "Table":
     """Lays out the finalists among the scored cells, by set and then by score.
 
@@ -79,7 +74,7 @@ def finalists_table(table: "pl.DataFrame") -> "Table":
     finalists = table.filter(table["finalist"]).sort("kernel_set", "score", descending=[False, True])
     rows = [
         {
-            "kernels": _spaced(row["kernel_set"]),
+            "kernels": spaced(row["kernel_set"]),
             "cell": row["genotype"],
             "score ± SE": f"{_number(row['score'], '{:.2f}')} ± {_number(row['score_se'], '{:.2f}')}",
             "memory\n(KiB)": _number(row["memory_bytes"], "{:,.1f}", 1 / 1024),

@@ -350,7 +350,7 @@ def unit_rows(spec: NetworkSpec, batch: int) -> int:
     """Rows per unit: a power of 2 from 16 to 256, by what a candidate costs, so that a unit takes seconds."""
     h, w = spec.cell_size(0)
     operations = map(spec.space.operation, range(spec.space.num_ops))
-    largest = max(sum(layer.weights for layer in own.layers(spec.channels).values()) for own in operations)
+    largest = max(operation.weights(spec.channels) for operation in operations)
     flops = 2 * spec.time_steps * batch * h * w * (18 * spec.channels**2 + 2 * largest)
     return int(2 ** np.clip(np.round(np.log2(_UNIT_FLOPS / flops)), 4, 8))
 

@@ -99,9 +99,9 @@ def costs(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Cost:
     for cell in range(2):
         codes_NE = rows[:, cell]
         c, size = spec.cell_channels(cell), sizes[cell]
-        convs += spec.has_weights(codes_NE).sum(1)
-        own = [sum(layer.parameters for layer in space.operation(op).layers(c).values()) for op in range(space.num_ops)]
-        parameters += np.array(own, np.int64)[codes_NE].sum(1)
+        layers = [list(space.operation(code).layers(c).values()) for code in range(space.num_ops)]
+        convs += np.array([bool(own) for own in layers])[codes_NE].sum(1)
+        parameters += np.array([sum(layer.parameters for layer in own) for own in layers], np.int64)[codes_NE].sum(1)
         lifs = np.zeros(n, np.int64)
         for reader in spec.readers:
             read_NE = np.array(reader.codes)[codes_NE]

@@ -89,7 +89,7 @@ def subnetwork(spec: NetworkSpec, bank: dict[str, Any], genotype: Any) -> dict[s
     return {name: entry for name, entry in bank.items() if name in names}
 
 
-def in_bank(spec: NetworkSpec, own: dict[str, Any], bank: dict[str, Any]) -> dict[str, Any]:
+def in_bank(own: dict[str, Any], bank: dict[str, Any]) -> dict[str, Any]:
     """A genotype's part (parameters or statistics) in the bank's places, zeros elsewhere; inverse of `subnetwork`."""
     return {
         layer: {name: own.get(layer, {}).get(name, jnp.zeros(leaf.shape, leaf.dtype)) for name, leaf in entry.items()}

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from spikernel_jax.cells.canonical import NOTHING
 from spikernel_jax.cells.space import CellSpace
@@ -186,16 +185,6 @@ class NetworkSpec:
     def readers(self) -> "tuple[Reader, ...]":
         """The LIFs that operations of the space read a node through: one, unless some have neurons of their own."""
         return _readers(self)
-
-    def reads_spikes(self, code: Any) -> Any:
-        """Whether an operation reads its source node's LIF; bool for an int, elementwise for an array."""
-        read = np.any([reader.codes for reader in self.readers], axis=0)
-        return read[code] if isinstance(code, int | np.integer | np.ndarray) else jnp.asarray(read)[code]
-
-    def has_weights(self, code: NDArray[np.int8]) -> NDArray[np.bool_]:
-        """Whether operations have parameters of their own, elementwise."""
-        ops = range(self.space.num_ops)
-        return np.array([bool(self.space.operation(op).layers(self.channels)) for op in ops])[code]
 
     def fixed_layers(self) -> dict[str, Layer]:
         """Layers outside the cells, without what LIF layers learn."""

@@ -73,7 +73,7 @@ def depth(space: CellSpace, row: Any) -> int:
 
 def stratum(space: CellSpace, row: Any) -> tuple[int, int, int]:
     """Depth of the convolution path, number of convolutions, weights of the largest one's kernel."""
-    sizes = [sum(layer.weights for layer in own.layers(1).values()) for *_, own in space.held(row)]
+    sizes = [operation.weights(1) for *_, operation in space.held(row)]
     return depth(space, row), sum(size > 0 for size in sizes), max(sizes, default=0)
 
 

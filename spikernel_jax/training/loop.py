@@ -208,9 +208,7 @@ def _as_data(model: Model, one_program: bool) -> tuple[Any, Any, Any]:
     if not one_program:
         return model.genotype, (), (model.params, model.stats)
     bank = _bank(model.spec)
-    arrays = tuple(
-        network.in_bank(model.spec, own, whole) for own, whole in zip((model.params, model.stats), bank, strict=True)
-    )
+    arrays = tuple(network.in_bank(own, whole) for own, whole in zip((model.params, model.stats), bank, strict=True))
     return None, np.asarray(model.genotype, np.int32), arrays
 
 

@@ -106,6 +106,6 @@ def test_a_model_is_measured_alike(data):
     for site, counts in own.items():
         np.testing.assert_allclose(shared[site], counts, rtol=1e-3, atol=1e-2, err_msg=site)
     bank = jax.eval_shape(lambda: network.init(jax.random.key(0), SPEC))[0]
-    there = network.in_bank(SPEC, model.params, bank)
+    there = network.in_bank(model.params, bank)
     assert jax.tree.structure(there) == jax.tree.structure(bank)
     jax.tree.map(np.testing.assert_array_equal, network.subnetwork(SPEC, there, model.genotype), model.params)
