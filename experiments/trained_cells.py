@@ -31,13 +31,17 @@ class Options(cli.Shared, cli.MachineOptions, cli.SizeOptions):
     """Trainings of each."""
     time_steps: int | None = None
     """T; default the preset's."""
+    batch_size: int | None = None
+    """Images a step of training; default the preset's."""
+    learning_rate: float | None = None
+    """Of SGD; default the preset's."""
     recipe: str = "snasnet"
     """How they are trained; Muon would orthogonalise what a cell does not use, too."""
 
 
 def trained_cells(options: Options) -> None:
     """Trains the cells, and prints where the table is."""
-    sizes = ("epochs", "channels", "time_steps", "limit_train")
+    sizes = ("epochs", "channels", "time_steps", "limit_train", "batch_size", "learning_rate")
     data, name, seed, preset = cli.study_preset(options, *sizes)
     space = CellSpace(preset.kernel_sizes, max_kernel_sizes=min(2, len(preset.kernel_sizes)))
     key = jax.random.fold_in(jax.random.key(seed), 0)

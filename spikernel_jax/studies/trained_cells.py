@@ -20,6 +20,7 @@ from spikernel_jax.io.store import ResultStore
 from spikernel_jax.io.units import duration
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.report import pages
+from spikernel_jax.scoring import counts
 from spikernel_jax.search.queue import digest
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
@@ -61,20 +62,10 @@ def make_study(spec: NetworkSpec, config: TrainConfig, cells: int, seeds: int, k
     return Study(spec, config, stratified(space, listed, cells, key), seeds)
 
 
-def depth(space: CellSpace, row: Any) -> int:
-    """Convolutions on the longest path from node 0 to node 3 of a forward cell; 0 where no path has one."""
-    deepest = {0: 0}
-    for source, target, operation in sorted(space.held(space.prune(row)), key=lambda edge: edge[:2]):
-        if source in deepest:
-            there = deepest[source] + bool(operation.layers(1))
-            deepest[target] = max(deepest.get(target, 0), there)
-    return deepest[3]
-
-
 def stratum(space: CellSpace, row: Any) -> tuple[int, int, int]:
     """Depth of the convolution path, number of convolutions, weights of the largest one's kernel."""
     sizes = [operation.weights(1) for *_, operation in space.held(row)]
-    return depth(space, row), sum(size > 0 for size in sizes), max(sizes, default=0)
+    return counts.depth(space, row), sum(size > 0 for size in sizes), max(sizes, default=0)
 
 
 def stratified(space: CellSpace, listed: Rows, count: int, key: jax.Array) -> Rows:
@@ -148,7 +139,7 @@ def _trained(job: Job, study: Study, row: NDArray[np.int8], seed: int) -> dict[s
         "seconds": sum(epoch["seconds"] for epoch in epochs),
         "test": evaluate(model, job.data.test, one_program=True),
         "synops": cost.synaptic_operations(study.spec, row, spikes),
-        "firing_rate": sum(counts.sum() for counts in spikes.values()) / (neurons * study.spec.time_steps),
+        "firing_rate": sum(own.sum() for own in spikes.values()) / (neurons * study.spec.time_steps),
     }
 
 
@@ -212,12 +203,12 @@ def _write(job: Job, study: Study, store: ResultStore) -> "pl.DataFrame":
         f"stem stride {spec.stem_stride}, {study.config.epochs} epochs; retest Kendall τ between seeds "
         f"{retest(table):.3f}. Seconds of a training: median {table['seconds'].median():.1f}."
     )
-    counts = pl.DataFrame(lines)
+    agreeing = pl.DataFrame(lines)
     pages.write_report(
         job.run,
         [
             ("Run", about),
-            ("Counts of a cell", pages.markdown_table(counts, counts.columns)),
+            ("Counts of a cell", pages.markdown_table(agreeing, agreeing.columns)),
             ("By depth", pages.markdown_table(by_depth, by_depth.columns)),
         ],
     )

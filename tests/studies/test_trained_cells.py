@@ -10,7 +10,7 @@ import pytest
 import scripts
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.studies import trained_cells
-from spikernel_jax.studies.trained_cells import depth, retest, stratified, stratum
+from spikernel_jax.studies.trained_cells import retest, stratified, stratum
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "trained_cells.py"
 SMOKE = ("--preset", "smoke", "--channels", "2", "--epochs", "1")
@@ -29,14 +29,6 @@ SPACE = CellSpace((1, 3, 5, 7), max_kernel_sizes=2)
 )
 def test_strata(text, expected):
     assert stratum(SPACE, SPACE.parse(text)) == expected
-
-
-def test_depth_is_that_of_the_longest_path():
-    paths = ([(0, 3)], [(0, 1), (1, 3)], [(0, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)])
-    for row in SPACE.sample(jax.random.key(0), 40):
-        held = {(s, t): "conv" in op.name for s, t, op in SPACE.held(row)}
-        expected = max(sum(held[e] for e in path) for path in paths if all(e in held for e in path))
-        assert depth(SPACE, row) == expected
 
 
 def test_every_stratum_in_turn_and_fewer_are_the_first_of_more():
