@@ -23,7 +23,7 @@ from spikernel_jax.data import Dataset, dataset_info, load_dataset
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.job import open_folder
-from spikernel_jax.report import figures, pages
+from spikernel_jax.report import pages, search_figures
 from spikernel_jax.scoring.fidelity import Fidelity
 from spikernel_jax.scoring.scorer import PRECISIONS, Scorer, make_bank
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
@@ -204,7 +204,7 @@ def study(o: Options) -> "pl.DataFrame":
         run.write_table("fidelity", frame)
         size = f"C = {o.channels}, B = {o.batch}, T = {o.time_steps}, R = {o.reference_seeds}"
         title = f"{o.data}, {o.cells} cells, reference {size}"
-        figures.fidelity_figure(frame, run.folder("figures") / "fidelity.png", title)
+        search_figures.fidelity_figure(frame, run.folder("figures") / "fidelity.png", title)
         front = frame.filter(pl.col("on_front"))
         run.update_summary(bfloat16_tau=in_bfloat16, front=front.to_dicts())
         pages.write_report(run, [

@@ -18,7 +18,7 @@ from spikernel_jax.cells import kernels
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import cli, search
 from spikernel_jax.pipeline.job import open_job
-from spikernel_jax.report import figures, pages
+from spikernel_jax.report import pages, search_figures
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,7 +69,7 @@ def compare(options: Options) -> "pl.DataFrame":
             source = job.data.source
         both = found["halving"].join(found["complete"].select("genotype", full_score="score"), on="genotype")
         path = run.folder("figures") / f"halving-{'-'.join(map(str, sizes))}.png"
-        figures.halving_figure(both, path, f"{data}, set {kernel_set}, n = {len(both)} cells that fit")
+        search_figures.halving_figure(both, path, f"{data}, set {kernel_set}, n = {len(both)} cells that fit")
         rows.append({"kernel_set": kernel_set, **agreement(found["halving"], found["complete"]), **seconds})
     table = pl.DataFrame(rows)
     run.write_table("halving", table)

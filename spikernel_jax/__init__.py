@@ -14,6 +14,7 @@ from spikernel_jax.snn.model import Model, NNXModel
 from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.snasnet import load_snasnet
 from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.studies.tables import load_trained_cells
 from spikernel_jax.training.checkpoint import load_model, save_model
 from spikernel_jax.training.loop import evaluate, train
 from spikernel_jax.training.recipe import TrainConfig
@@ -38,6 +39,7 @@ __all__ = [
     "load_dataset",
     "load_model",
     "load_snasnet",
+    "load_trained_cells",
     "make_bank",
     "make_dataset",
     "register_operation",

@@ -19,7 +19,7 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -187,10 +187,16 @@ class RunFolder:
             fields["seconds"] = {**summary.get("seconds", {}), **fields["seconds"]}
         self.write_json("summary.json", {**summary, **fields})
 
-    def write_table(self, name: str, table: "pl.DataFrame") -> None:
-        """Writes a table to `tables/<name>.parquet`, atomically, and its seal beside it."""
+    def write_table(self, name: str, table: "pl.DataFrame", about: Mapping[str, str] | None = None) -> None:
+        """Writes a table to `tables/<name>.parquet`, atomically, and its seal beside it.
+
+        Args:
+          name: of the table.
+          table: itself.
+          about: texts by name that the file carries with it.
+        """
         content = io.BytesIO()
-        table.write_parquet(content)
+        table.write_parquet(content, metadata=None if about is None else dict(about))
         seal.write(self.folder("tables") / f"{name}.parquet", content.getvalue(), f"{self.id}/{name}")
 
     def read_table(self, name: str, made_by: str, columns: Sequence[str] = ()) -> "pl.DataFrame":

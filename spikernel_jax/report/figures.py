@@ -50,7 +50,7 @@ def numeric_columns(table: "pl.DataFrame", names: Iterable[str]) -> list[np.ndar
     ]
 
 
-def _new_figure(title: str, size: tuple[float, float], **grid: Any) -> "tuple[Figure, np.ndarray]":
+def new_figure(title: str, size: tuple[float, float], **grid: Any) -> "tuple[Figure, np.ndarray]":
     """A figure that belongs to no window, and its axes as a vector."""
     from matplotlib.figure import Figure
 
@@ -64,13 +64,14 @@ def _new_figure(title: str, size: tuple[float, float], **grid: Any) -> "tuple[Fi
     return figure, axes
 
 
-def _save(figure: "Figure", path: str | Path) -> "Figure":
+def save(figure: "Figure", path: str | Path) -> "Figure":
+    """Writes a figure as PNG, atomically, and gives it back."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     return figure
 
 
-def _say_skipped(axis: "Axes", skipped: int) -> None:
+def say_skipped(axis: "Axes", skipped: int) -> None:
     """Says so in the panel's title, the one place where no point can lie."""
     if skipped:
         axis.set_title(f"{axis.get_title()}\n({skipped} not finite, not drawn)", fontsize=9)
@@ -99,7 +100,7 @@ def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     order = list(dict.fromkeys(kernels.tolist()))
     places = [int(kernel) for kernel in order] if all(map(str.isdecimal, order)) else [*range(1, 2 * len(order), 2)]
     sizes = np.array([places[order.index(kernel)] for kernel in kernels.tolist()], float)
-    figure, axes = _new_figure(title, (10.5, 3.6), nrows=1, ncols=3)
+    figure, axes = new_figure(title, (10.5, 3.6), nrows=1, ncols=3)
     panels = (
         ("validation accuracy (%)", 100 * accuracy, BLUE),
         ("memory (KiB)", memory / 1024, GREEN),
@@ -118,12 +119,12 @@ def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
         axis.set_xlim(ticks.min() - 0.7, ticks.max() + 0.9)
         axis.set_xlabel("every convolution" if words else "kernel size of every convolution")
         axis.set_title(label, fontsize=10)
-        _say_skipped(axis, int((~finite).sum()))
+        say_skipped(axis, int((~finite).sum()))
     for axis in axes[1:]:
         axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
     note = f"filled: mean ± sd, open: each seed (n = {np.unique(seeds).size} seeds)"
     figure.supxlabel(note, fontsize=8, color="#555555")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
@@ -135,7 +136,7 @@ def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "F
     names = ("comparison", "kernel_size", "channels", "parameters", "seed", "validation_accuracy")
     comparison, sizes, channels, parameters, seeds, accuracy = numeric_columns(table, names)
     panels = list(dict.fromkeys(comparison.tolist()))
-    figure, axes = _new_figure(title, (4.6 * len(panels), 4.2), nrows=1, ncols=len(panels), sharey=True)
+    figure, axes = new_figure(title, (4.6 * len(panels), 4.2), nrows=1, ncols=len(panels), sharey=True)
     for axis, name, colour, marker in zip(axes, panels, cycle(COLOURS), cycle(MARKERS), strict=False):
         here = comparison == name
         finite = here & np.isfinite(accuracy)
@@ -152,13 +153,13 @@ def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "F
         axis.set_xticks(ticks, labels, fontsize=8)
         axis.set_xlim(ticks.min() - 0.7, ticks.max() + 0.9)
         axis.set_title(name, fontsize=10)
-        _say_skipped(axis, int((here & ~finite).sum()))
+        say_skipped(axis, int((here & ~finite).sum()))
     axes[0].set_ylabel("validation accuracy (%)")
     note = (
         f"cells' kernel size, width, parameters; filled: mean ± sd, open: each seed (n = {np.unique(seeds).size} seeds)"
     )
     figure.supxlabel(note, fontsize=8, color="#555555")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def spaced(kernels: str) -> str:
@@ -187,7 +188,7 @@ def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     size = (max(3.4 * columns + 1.2, 7), 2.7 * rows + 0.9)
-    figure, axes = _new_figure(title, size, nrows=rows, ncols=columns, sharex=True, sharey=True)
+    figure, axes = new_figure(title, size, nrows=rows, ncols=columns, sharex=True, sharey=True)
     kib = memory / 1024
     finite = np.isfinite(score)
     norm = BoundaryNorm(np.arange(edges.min(), edges.max() + 2) - 0.5, 256)
@@ -204,7 +205,7 @@ def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
             elinewidth=1, capsize=3, label="finalist ± SE", zorder=5,
         )  # fmt: skip
         axis.set_title(f"{_wrapped(name)}: {int((sets == name).sum()):,} cells", fontsize=10)
-        _say_skipped(axis, int(((sets == name) & ~finite).sum()))
+        say_skipped(axis, int(((sets == name) & ~finite).sum()))
     for axis in axes[len(names) :]:
         axis.remove()
     if kib.min() > 0 and kib.max() / kib.min() > 8:
@@ -221,7 +222,7 @@ def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     bar.set_label("convolution edges of the cell")
     entries = axes[0].get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def tradeoff_figure(table: "pl.DataFrame", path: str | Path, title: str, budget: int | None) -> "Figure":
@@ -233,7 +234,7 @@ def tradeoff_figure(table: "pl.DataFrame", path: str | Path, title: str, budget:
     """
     names, roles, validation, test, memory, on_front, chosen = numeric_columns(table, TRADEOFF_COLUMNS)
     on_front, chosen = on_front.astype(bool), chosen.astype(bool)
-    figure, (axis,) = _new_figure(title, (8.2, 4.8))
+    figure, (axis,) = new_figure(title, (8.2, 4.8))
     kib, validation, test = memory / 1024, 100 * validation, 100 * test
     finite = np.isfinite(validation)
     both = finite & np.isfinite(test)
@@ -272,9 +273,9 @@ def tradeoff_figure(table: "pl.DataFrame", path: str | Path, title: str, budget:
         )  # fmt: skip
     axis.set_xlabel("memory (KiB), counted")
     axis.set_ylabel("accuracy (%) in float32: filled validation, open test")
-    _say_skipped(axis, int((~finite).sum()))
+    say_skipped(axis, int((~finite).sum()))
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def training_figure(records: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str) -> "Figure":
@@ -288,7 +289,7 @@ def training_figure(records: Mapping[str, Sequence[Mapping[str, Any]]], path: st
     """
     if not records:
         raise ValueError("there are no training records to draw")
-    figure, (left, right) = _new_figure(title, (10.5, 4.2), nrows=1, ncols=2)
+    figure, (left, right) = new_figure(title, (10.5, 4.2), nrows=1, ncols=2)
     skipped = [0, 0]
     curves = ((left, "train_loss"), (right, "train_accuracy"), (right, "validation_accuracy"))
     styles = zip(cycle(COLOURS), cycle(MARKERS[:6]), strict=False)
@@ -310,91 +311,6 @@ def training_figure(records: Mapping[str, Sequence[Mapping[str, Any]]], path: st
     for axis, label, count in zip((left, right), titles, skipped, strict=True):
         axis.set_xlabel("epoch")
         axis.set_title(label, fontsize=10)
-        _say_skipped(axis, count)
+        say_skipped(axis, count)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    return _save(figure, path)
-
-
-def progress_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
-    """Draws the best score so far against the number of candidates scored, mean ± sd over seeds.
-
-    The table has one row for each scored candidate: `strategy`, `seed`, `evaluation` (from 1) and `score`. The
-    strategy "exhaustive" is drawn as the line of its best, a strategy of one row as a point. Scores that are
-    not finite are no progress.
-    """
-    from spikernel_jax.search.evolution import best_so_far
-
-    strategies, seeds, evaluation, score = numeric_columns(table, ("strategy", "seed", "evaluation", "score"))
-    figure, (axis,) = _new_figure(title, (8.2, 4.6))
-    axis.set_xscale("log")
-    styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
-    for name, (colour, marker) in zip(dict.fromkeys(strategies.tolist()), styles, strict=False):
-        here = strategies == name
-        own = np.unique(seeds[here])
-        curves = [best_so_far(score[here & (seeds == seed)]) for seed in own]
-        if name == "exhaustive":
-            axis.axhline(curves[0][-1], color=colour, linestyle="--", label=f"best of all {here.sum():,}")
-        elif len(curves[0]) == 1:
-            axis.scatter(evaluation[here], score[here], c=colour, marker=marker, s=60, zorder=4, label=name)
-        else:
-            length = min(map(len, curves))
-            mean, sd = np.array([mean_sd(at) for at in np.array([curve[:length] for curve in curves]).T]).T
-            steps = np.arange(1, length + 1)
-            axis.step(steps, mean, where="post", color=colour, label=f"{name}, mean ± sd (n = {len(own)} seeds)")
-            axis.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0, step="post")
-    axis.set_xlabel("candidates scored (pruning: supernets)")
-    axis.set_ylabel("best training-free score so far")
-    _say_skipped(axis, int((~np.isfinite(score)).sum()))
-    axis.legend(fontsize=8, frameon=False)
-    return _save(figure, path)
-
-
-def halving_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
-    """Draws each cell's score at full size against that at low fidelity, by how far halving took it.
-
-    The table has one row for each cell of one set: `first_score`, `full_score`, `fidelity` (the highest that halving
-    scored it at) and `finalist`.
-    """
-    low, full, fidelity, finalist = numeric_columns(table, ("first_score", "full_score", "fidelity", "finalist"))
-    figure, (axis,) = _new_figure(title, (6, 4.6))
-    for name, colour, size in (("low", GREY, 6), ("medium", BLUE, 12), ("full", RED, 18)):
-        own = (fidelity == name) & np.isfinite(low) & np.isfinite(full)
-        axis.scatter(low[own], full[own], s=size, color=colour, label=f"{name} ({own.sum()} cells)", alpha=0.7)
-    chosen = finalist.astype(bool)
-    axis.scatter(low[chosen], full[chosen], s=90, facecolors="none", edgecolors="black", label="halving's choice")
-    axis.set_xlabel("score at low fidelity")
-    axis.set_ylabel("score at full size")
-    axis.legend(fontsize=8, loc="lower right")
-    _say_skipped(axis, int((~(np.isfinite(low) & np.isfinite(full))).sum()))
-    return _save(figure, path)
-
-
-def fidelity_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
-    """Draws rank correlation with the reference against cost, and the front of the settings worth taking.
-
-    The table has one row for each setting: `channels`, `batch`, `time_steps`, `side`, `seeds`, `ms_a_cell`, `tau`,
-    `tau_top_half` and `on_front`.
-    """
-    names = ("channels", "batch", "time_steps", "side", "seeds", "ms_a_cell", "tau", "tau_top_half", "on_front")
-    channels, batch, steps, side, seeds, cost, tau, top, front = numeric_columns(table, names)
-    front = front.astype(bool)
-    figure, axes = _new_figure(title, (11, 4.6), nrows=1, ncols=2)
-    for axis, values, label in zip(axes, (tau, top), ("all cells", "the reference's better half"), strict=True):
-        for index, width in enumerate(np.unique(channels)):
-            own = channels == width
-            marker, colour = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
-            axis.scatter(cost[own], values[own], s=20, marker=marker, color=colour, label=f"C = {width:.0f}", alpha=0.8)
-        axis.set_xscale("log")
-        axis.set_xlabel("milliseconds per cell")
-        axis.set_title(f"Kendall's tau, {label}", fontsize=10)
-    order = np.flatnonzero(front)[np.argsort(cost[front])]
-    axes[0].plot(cost[order], tau[order], color=GREY, zorder=0)
-    labelled = 0.0
-    for i in order:
-        if cost[i] < 1.6 * labelled:  # no room for another label
-            continue
-        labelled = cost[i]
-        text = f"B{batch[i]:.0f} T{steps[i]:.0f} S{side[i]:.0f} R{seeds[i]:.0f}"
-        axes[0].annotate(text, (cost[i], tau[i]), fontsize=6, xytext=(3, -8), textcoords="offset points")
-    axes[1].legend(fontsize=8, loc="lower right")
-    return _save(figure, path)
+    return save(figure, path)

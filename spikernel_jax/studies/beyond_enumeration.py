@@ -19,7 +19,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline.job import Job, Purpose
-from spikernel_jax.report import figures, pages
+from spikernel_jax.report import pages, search_figures
 from spikernel_jax.scoring.fidelity import Fidelity
 from spikernel_jax.scoring.scorer import make_bank, score_population
 from spikernel_jax.search import evolution, pruning, queue
@@ -234,7 +234,7 @@ def _write_page(job: Job, scoring: Scoring, table: "pl.DataFrame") -> None:
         f"{study.space} cells of sizes {kernel_set_text(study.kernel_set)}, {job.data.name}: {scoring.name}, {sizes}, "
         f"R = {study.fidelity.seeds}"
     )
-    figures.progress_figure(table, job.run.folder("figures") / "progress.png", title)
+    search_figures.progress_figure(table, job.run.folder("figures") / "progress.png", title)
     text = (
         f"{job.data.source}\n\nAt most {format_bytes(study.memory_budget)} at {study.bits} bits and "
         f"C = {job.preset.channels}; scored at C = {scoring.spec.channels}.\n\n"

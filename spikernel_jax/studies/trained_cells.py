@@ -7,6 +7,7 @@ trainings share one compiled program.
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from spikernel_jax.cells.kernels import kernel_set_text, operation_of
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.io.units import duration
@@ -24,6 +26,7 @@ from spikernel_jax.scoring import counts
 from spikernel_jax.search.queue import digest
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
+from spikernel_jax.studies.tables import ABOUT, half_of
 from spikernel_jax.training.loop import evaluate, measure_spikes, train
 from spikernel_jax.training.recipe import TrainConfig
 
@@ -76,6 +79,28 @@ def stratified(space: CellSpace, listed: Rows, count: int, key: jax.Array) -> Ro
         strata.setdefault(stratum(space, row), []).append(row)
     turns = itertools.chain.from_iterable(itertools.zip_longest(*(strata[name] for name in sorted(strata))))
     return np.stack(list(itertools.islice((row for row in turns if row is not None), count)))
+
+
+def _sizes_text(space: CellSpace, row: Any) -> str:
+    """The kernels that a cell uses, as ``3,5``."""
+    used = {operation.name for *_, operation in space.held(row)}
+    return kernel_set_text([kernel for kernel in space.kernels if operation_of(kernel) in used])
+
+
+def _facts(job: Job, study: Study) -> dict[str, Any]:
+    """What `tables.read_table` gives of a table: all that it follows from, as JSON has it."""
+    record = job.run.record()
+    return {
+        "spec": spec_to_json(study.spec),
+        "recipe": dataclasses.asdict(study.config),
+        "data": job.data.name,
+        "limits": job.preset.limits,
+        "source": job.data.source,
+        "run": record["config"],
+        "environment": record["environment"],
+        "cells": len(study.rows),
+        "seeds": study.seeds,
+    }
 
 
 def train_cells(job: Job, study: Study) -> "pl.DataFrame":
@@ -158,12 +183,12 @@ def table_of(job: Job, study: Study, store: ResultStore) -> "pl.DataFrame":
         kept = store.load(index)
         deep, convolutions, _ = stratum(space, row)
         rows.append({
-            "genotype": space.explicit(row), "seed": job.seed * 1000 + seed, "depth": deep,
-            "convolutions": convolutions, "parameters": int(total.parameters[place]),
-            "memory_bytes": int(total.memory_bytes[place]), "synops": float(kept["synops"]),
-            "firing_rate": float(kept["firing_rate"]), "validation": kept["validation"].tolist(),
-            "validation_accuracy": float(kept["validation"][-1]), "test_accuracy": float(kept["test"]),
-            "seconds": float(kept["seconds"]),
+            "genotype": space.explicit(row), "half": half_of(space, row), "seed": job.seed * 1000 + seed,
+            "kernel_sizes": _sizes_text(space, row), "depth": deep, "convolutions": convolutions,
+            "parameters": int(total.parameters[place]), "memory_bytes": int(total.memory_bytes[place]),
+            "synops": float(kept["synops"]), "firing_rate": float(kept["firing_rate"]),
+            "validation": kept["validation"].tolist(), "validation_accuracy": float(kept["validation"][-1]),
+            "test_accuracy": float(kept["test"]), "seconds": float(kept["seconds"]),
         })  # fmt: skip
     return pl.DataFrame(rows)
 
@@ -186,7 +211,7 @@ def _write(job: Job, study: Study, store: ResultStore) -> "pl.DataFrame":
     from scipy.stats import kendalltau
 
     table = table_of(job, study, store)
-    job.run.write_table("trained_cells", table)
+    job.run.write_table("trained_cells", table, {ABOUT: json.dumps(_facts(job, study))})
     mean = table.group_by("genotype", maintain_order=True).agg(
         pl.col("depth", "convolutions", "parameters", "synops", "validation_accuracy").mean(), pl.len().alias("n")
     )

@@ -16,7 +16,7 @@ from spikernel_jax.pipeline import job as job_module
 from spikernel_jax.pipeline import presets
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.pipeline.options import resolve
-from spikernel_jax.report import figures
+from spikernel_jax.report import search_figures
 from spikernel_jax.scoring import scorer
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.studies import beyond_enumeration
@@ -159,7 +159,7 @@ def test_the_figure_draws_means_and_the_best_of_all(tmp_path):
     rows = [("random", seed, i + 1, value) for seed in (0, 1) for i, value in enumerate([seed, NAN, 3.0 * seed])]
     rows += [("exhaustive", 0, 1, 7.0), ("exhaustive", 0, 2, 6.0), ("pruning", 0, 9, 2.0)]
     table = pl.DataFrame(rows, schema=["strategy", "seed", "evaluation", "score"], orient="row", strict=False)
-    figure = figures.progress_figure(table, tmp_path / "progress.png", "a title")
+    figure = search_figures.progress_figure(table, tmp_path / "progress.png", "a title")
     (axis,) = figure.axes
     curve, line = axis.get_lines()
     np.testing.assert_allclose(np.asarray(curve.get_xydata()), [[1, 0.5], [2, 0.5], [3, 1.5]])
