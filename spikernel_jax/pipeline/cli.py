@@ -64,14 +64,19 @@ class SetOptions(BudgetOptions):
     keep: Literal["rule", "all"] | None = None
     """rule (the default) drops a set that another one of no more memory surpasses by over one standard error;
     all keeps all."""
-    strategy: Literal["halving", "exhaustive", "random"] | None = None
-    """halving (the default) scores every distinct forward cell that fits the budget at low fidelity, the best
-    tenth of each set at medium and the best hundredth at full; exhaustive scores every cell at one fidelity;
+    strategy: Literal["trainings", "halving", "exhaustive", "random"] | None = None
+    """trainings (the default) scores every distinct forward cell that fits the budget at low fidelity, trains the
+    first few of each set for two epochs and the best of these for two more; halving scores the best tenth of each set
+    at medium and the best hundredth at full fidelity, and trains none; exhaustive scores every cell at one fidelity;
     random draws samples a set, as SNASNet and SpiKernel."""
     fidelity: Literal["low", "medium", "full"] | None = None
     """Sizes that exhaustive and random score with; default low."""
     samples: int | None = None
     """Draws a set of the random strategy; default 1000."""
+    search_epochs: int | None = None
+    """Epochs that the short trainings of the trainings strategy take together; default the preset's."""
+    search_seconds: float | None = None
+    """The same in seconds, of which the first two trainings show how many epochs they are."""
 
 
 @dataclasses.dataclass(frozen=True)

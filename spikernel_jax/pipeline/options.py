@@ -7,6 +7,7 @@ that gives another value is refused, so no two settings mix in one folder.
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ class StepOptions:
       strategy: of the search, of `queue.STRATEGIES`.
       samples: draws a set of the random strategy.
       fidelity: that exhaustive and random search score at, of `fidelity.NAMES`.
+      search_epochs: budget of the trainings strategy.
+      search_seconds: the same in seconds; 0 leaves it to the epochs.
       memory_budget: bytes that the chosen model may take.
       bits: width of weights, membranes and activations on the device.
       recipe: how networks are trained, of `recipe.RECIPES`.
@@ -55,6 +58,8 @@ class StepOptions:
     strategy: str
     samples: int
     fidelity: str
+    search_epochs: int
+    search_seconds: float
     memory_budget: int
     bits: int
     recipe: str
@@ -71,6 +76,10 @@ class StepOptions:
                 raise ValueError(f"--{name} {value!r} is unknown; known: {', '.join(known)}")
         if not 1 <= self.samples <= _MOST_SAMPLES:
             raise ValueError(f"--samples {self.samples} must be at least 1, and at most {_MOST_SAMPLES:,}")
+        if not 1 <= self.search_epochs <= _MOST_SAMPLES:
+            raise ValueError(f"--search-epochs {self.search_epochs} must be from 1 to {_MOST_SAMPLES:,}")
+        if not 0 <= self.search_seconds < math.inf:
+            raise ValueError(f"--search-seconds {self.search_seconds} must be a number of at least 0")
         if self.sets is None:
             return
         for own in self.sets:
@@ -174,6 +183,8 @@ def _defaults(preset: Preset, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "strategy": STRATEGIES[0],
         "samples": 1000,
         "fidelity": NAMES[0],
+        "search_epochs": preset.search_epochs,
+        "search_seconds": 0.0,
         "memory_budget": parse_bytes(preset.memory_budget),
         "bits": preset.bits,
         "recipe": DEFAULT_RECIPE,

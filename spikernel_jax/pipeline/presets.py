@@ -86,6 +86,7 @@ class Preset(Sizes):
       batch_size: of training.
       learning_rate: of SGD; a recipe may set another.
       score: a registered training-free score.
+      search_epochs: that the search's short trainings may take together.
       fidelities: sizes of the score at low, medium and full fidelity.
       memory_budget: bytes (as text) that the chosen model may take.
       bits: width of weights, membranes and activations on the device.
@@ -103,6 +104,7 @@ class Preset(Sizes):
     batch_size: int = 32
     learning_rate: float = 0.2
     score: str = "sahd_paper"
+    search_epochs: int = 40
     fidelities: tuple[Fidelity, Fidelity, Fidelity] = FIDELITIES
     memory_budget: str = "32KiB"
     bits: int = 8
@@ -189,6 +191,7 @@ _SMOKE = dataclasses.replace(
     channels=4,
     epochs=2,
     batch_size=16,
+    search_epochs=1,
     fidelities=(Fidelity(2, 4, 2, 8, 2), Fidelity(2, 4, None, None, 2), Fidelity(None, 4, None, None, 2)),
     memory_budget="16KiB",
     **_SMOKE_LIMITS,

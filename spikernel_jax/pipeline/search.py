@@ -1,5 +1,6 @@
 """Step 3, search: ranks the cells of every kernel set by a training-free score, and marks each set's best."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import figures
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
 from spikernel_jax.scoring.scorer import paired_standard_errors
-from spikernel_jax.search import halving
+from spikernel_jax.search import halving, shorts
 from spikernel_jax.search.halving import Cells, Rung, Search
 from spikernel_jax.search.queue import NothingFitsError
+from spikernel_jax.search.shorts import Shorts
 from spikernel_jax.snn.cost import Cost, costs
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def settled(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> Search:
     """The search of these sets that a job's options ask for."""
     options = job.options
     rungs: dict[str, Fidelity] = dict(zip(NAMES, job.preset.fidelities, strict=True))
-    at = NAMES if options.strategy == "halving" else (options.fidelity,)
+    at = {"halving": NAMES, "trainings": NAMES[:1]}.get(options.strategy, (options.fidelity,))
     return Search(
         sets=tuple(tuple(s) for s in sets),
         trained=job.network(halving.union(options.space, sets)),
@@ -44,24 +46,54 @@ def settled(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> Search:
     )
 
 
+_OPTIONS = ("sets", "keep", "strategy", "samples", "fidelity", "search_epochs", "search_seconds", "memory_budget",
+            "bits")  # fmt: skip
+_PLAN = "search_plan.json"
+
+
+def _train(job: Job, search: Search, cells: Cells, rung: Rung) -> Shorts:
+    """Trains the first in line shortly, as long as the budget lets; the plan of a run stays as it was first made.
+
+    The recipe is SGD's: Muon would orthogonalise what a cell does not use, too.
+    """
+    config = dataclasses.replace(job.preset.training(job.data.name, "snasnet"), epochs=shorts.RUNGS[-1])
+    training = shorts.Training(search.trained, config, job.seeds[0], job.run.folder("search"))
+    given = cells.rows, cells.positions, rung.scores.scores
+    if not (job.run.path / _PLAN).exists():
+        epochs, seconds = job.options.search_epochs, job.options.search_seconds
+        if seconds:
+            epochs = max(1, int(min(seconds / shorts.pace(training, *given, job.data), _MOST_EPOCHS)))
+        job.run.write_json(_PLAN, {"epochs": epochs, "seconds": seconds})
+    epochs = int(job.run.read_json(_PLAN)["epochs"])
+    job.say(f"  short trainings, {epochs} epochs in all")
+    return shorts.train_rungs(training, *given, epochs, job.data, job.say)
+
+
+_MOST_EPOCHS = 1_000_000
+
+
 def join_search(job: Job) -> None:
     """What a process other than the first does of `search_sets`; errors as `halving.share_rungs`."""
     halving.share_rungs(settled(job, [tuple(s) for s in job.processes.hear("sets")]), job.data)
 
 
-def table_of(search: Search, cells: Cells, total: Cost, results: Sequence[Rung]) -> "pl.DataFrame":
+def table_of(
+    search: Search, cells: Cells, total: Cost, results: Sequence[Rung], trained: Shorts | None = None
+) -> "pl.DataFrame":
     """A row for each set and cell, the set's best under the budget marked as its finalist.
 
     `score` and its errors are those at the highest fidelity that a cell was scored at (`fidelity`): compare cells of
     one fidelity only. `score_se` is the standard error of the score itself, `score_se_paired` what is left of it when
     candidates are compared, all on the same draws; `first_score` is the score at the first fidelity, which all cells
-    have.
+    have. `search_epochs` are those of a cell's short training, 0 where it had none, and `search_validation` its
+    validation accuracy after these.
 
     Args:
       search: what is searched.
       cells: its cells.
       total: what each of `cells.rows` costs.
       results: of each fidelity, lowest first.
+      trained: what short trainings found, which then mark the finalists; None where none were made.
     """
     import polars as pl
 
@@ -73,9 +105,12 @@ def table_of(search: Search, cells: Cells, total: Cost, results: Sequence[Rung])
         for name, values in zip(columns, (scores.scores, scores.standard_errors, paired), strict=True):
             columns[name][at] = values
         reached[at], lif_calls[at] = index, scores.lif_calls
+    epochs = np.zeros(n, np.int64) if trained is None else trained.epochs
+    accuracy = np.full(n, np.nan) if trained is None else trained.accuracy
     tables = []
     for kernel_set, own, at in zip(search.sets, cells.members, cells.positions, strict=True):
-        winner = halving.winner(at, results, memory, search.budget)
+        scored = halving.winner(at, results, memory, search.budget)
+        winner = scored if trained is None else shorts.winner(at, trained)
         tables.append(
             pl.DataFrame({
                 "kernel_set": [kernel_set_text(kernel_set)] * len(at),
@@ -84,6 +119,8 @@ def table_of(search: Search, cells: Cells, total: Cost, results: Sequence[Rung])
                 "fidelity": [results[index].name for index in reached[at]],
                 "first_score": results[0].scores.scores[at],
                 "first_score_se": results[0].scores.standard_errors[at],
+                "search_epochs": epochs[at],
+                "search_validation": accuracy[at],
                 "lif_calls": lif_calls[at],
                 "conv_edges": total.conv_edges[at] // 2,
                 "memory_bytes": memory[at],
@@ -117,11 +154,12 @@ def search_sets(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> "pl.DataFrame":
         if total is None or total.memory_bytes.min() > search.budget:
             budget = f"--memory-budget {format_bytes(search.budget)} at {search.bits} bits"
             raise NothingFitsError(f"no cell of any set fits {budget}")
-        job.remember("sets", "keep", "strategy", "samples", "fidelity", "memory_budget", "bits")
+        job.remember(*_OPTIONS)
         job.say(f"step 3, search ({search.strategy}): {len(cells.rows)} distinct cells in {len(sets)} sets")
         job.processes.tell("sets", sets)
         results = list(halving.score_rungs(search, cells, job.data))
-        table = table_of(search, cells, total, results)
+        trained = _train(job, search, cells, results[0]) if search.strategy == "trainings" else None
+        table = table_of(search, cells, total, results, trained)
         _say_of(job, table, int((~np.isfinite(results[0].scores.scores)).sum()))
         job.run.write_table("search", table)
         _figure(job, search, table)

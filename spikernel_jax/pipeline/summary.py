@@ -14,8 +14,12 @@ def write_summary_report(job: Job) -> Path:
 
     run, preset = job.run, job.preset
     tables = {
-        name: run.read_table(name, f"experiments/{script}.py")
-        for name, script in (("impact", "kernel_impact"), ("search", "search"), ("tradeoff", "tradeoff"))
+        name: run.read_table(name, f"experiments/{script}.py", columns)
+        for name, script, columns in (
+            ("impact", "kernel_impact", ()),
+            ("search", "search", ("search_epochs",)),
+            ("tradeoff", "tradeoff", ()),
+        )
     }
     memory = f"memory KiB, counted at {job.options.bits} bits"
     by_size = tables["impact"].group_by("kernel", maintain_order=True).agg(

@@ -103,15 +103,22 @@ def scores_markdown(table: "pl.DataFrame") -> str:
         gap = row["score"] - rivals["score"]
         noise = (error**2 + rivals["score_se_paired"] ** 2).sqrt() if error is not None else None
         near = None if noise is None or noise.is_nan().any() else int((gap <= noise).sum())
+        trained = table.filter(pl.col("kernel_set") == row["kernel_set"], pl.col("search_epochs") > 0)
+        decided = row["search_epochs"] > 0
         rows.append({
-            "kernel set": row["kernel_set"], "genotype": row["genotype"], "fidelity": row["fidelity"],
+            "kernel set": row["kernel_set"], "genotype": row["genotype"],
+            "decided by": f"{row['search_epochs']} epochs" if decided else f"{row['fidelity']} score",
+            "validation %": 100 * row["search_validation"] if decided else None, "trained": len(trained),
             "score": row["score"], "paired SE": error, "scored beside it": len(rivals), "within one SE": near,
         })  # fmt: skip
     found = pl.DataFrame(rows, infer_schema_length=None)
     return (
-        "Paired SE: standard error of a score among cells scored on the same draws. Within one SE: cells of the set "
-        "that fit and were scored at the same fidelity, whose score is less by no more than the difference's standard "
-        f"error; the search cannot tell them from the finalist.\n\n{markdown_table(found, found.columns)}"
+        "Every cell that fits was scored at low fidelity. Decided by: what made each set's finalist. Trained: cells of "
+        "the set that were trained shortly, first those of the largest receptive field and most parameters, then the "
+        "best of these in validation accuracy and that (`search.shorts`). Paired SE: standard error of a score among "
+        "cells scored on the same draws. Within one SE: cells of the set that fit and were scored at the same "
+        "fidelity, whose score is less by no more than the difference's standard error: the score cannot tell them "
+        f"from the finalist.\n\n{markdown_table(found, found.columns)}"
     )
 
 

@@ -132,3 +132,21 @@ def regret_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     say_skipped(axis, int((~np.isfinite(regret)).sum()))
     axis.legend(fontsize=8, frameon=False)
     return save(figure, path)
+
+
+def searches_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws the regret of what each search chooses against the seconds that it had.
+
+    The table has one row for each search and budget: `search`, `seconds`, and `regret`, `low` and `high`, as shares.
+    """
+    search, seconds, regret, low, high = numeric_columns(table, ("search", "seconds", "regret", "low", "high"))
+    figure, (axis,) = new_figure(title, (7.5, 4.6))
+    axis.set_xscale("log")
+    for name, colour, marker in zip(dict.fromkeys(search.tolist()), COLOURS, MARKERS, strict=False):
+        own = search == name
+        axis.plot(seconds[own], 100 * regret[own], color=colour, marker=marker, ms=5, label=name)
+        axis.fill_between(seconds[own], 100 * low[own], 100 * high[own], color=colour, alpha=0.15, linewidth=0)
+    axis.set_xlabel("seconds of the search")
+    axis.set_ylabel("regret, points of test accuracy")
+    axis.legend(fontsize=8, frameon=False)
+    return save(figure, path)

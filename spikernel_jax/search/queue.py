@@ -30,7 +30,7 @@ class NothingFitsError(ValueError):
     """No candidate fits the memory budget."""
 
 
-STRATEGIES = ("halving", "exhaustive", "random")
+STRATEGIES = ("trainings", "halving", "exhaustive", "random")
 _LISTS = ("exhaustive", "random")
 _UNIT_FLOPS = 2e12  # of a unit: seconds on two cores
 

@@ -274,6 +274,7 @@ def train(
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     one_program: bool = False,
+    until: int | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Model:
@@ -296,6 +297,7 @@ def train(
       one_program: let all cells of the space share one compiled program, where compilation costs more than a short
         training: the genotype is data, and each edge runs the operation that it names. Weights are then those of the
         genotype's own program up to rounding. Muon orthogonalises the kernels of operations not in use, too.
+      until: the epoch after which to stop for now, with a folder to go on from; None trains to the end.
       progress: called with each epoch's metrics.
       say: prints a line where a damaged checkpoint is passed over.
 
@@ -323,6 +325,7 @@ def train(
     _check_fit(spec, data, config)
     if folder is not None and jax.process_count() > 1:
         raise ValueError(f"folder={folder}: {jax.process_count()} processes train together without one; give None")
+    ends = config.epochs if until is None else whole("until", until, 1, config.epochs)
     steps = len(data.train.labels) // config.batch_size
     devices = devices_for(config.batch_size)
     fixed = None if one_program else codes
@@ -343,7 +346,7 @@ def train(
     last: dict[str, Any] = {}
     with kept(None if folder is None else Path(folder), fingerprint, devices, say) as keeper:
         state = keeper.restore(state, steps, program.total_steps)
-        for epoch in range(int(state.step) // steps, config.epochs):
+        for epoch in range(begun := int(state.step) // steps, ends):
             try:
                 state = running.epoch(state, epoch, keeper.stop)
             except TrainingDivergedError as error:
@@ -353,7 +356,7 @@ def train(
                 if progress:
                     progress(last)
             keeper.save(int(state.step), state)
-        last = last or keeper.logged(config.epochs)
+        last = last or keeper.logged(max(begun, ends))
     return running.model(state, last | settings)
 
 

@@ -182,9 +182,9 @@ def made(tmp_path) -> Path:
         ]),
     )  # fmt: skip
     found = {"kernel_set": "1,3", "genotype": CELL, "score": 5.0, "score_se": 0.1, "score_se_paired": 0.1}
-    job.run.write_table(
-        "search", pl.DataFrame([found | {"fidelity": "full", "memory_bytes": 9000, "fits": True, "finalist": True}])
-    )
+    searched = {"fidelity": "low", "search_epochs": 4, "search_validation": 0.5, "memory_bytes": 9000, "fits": True,
+                "finalist": True}  # fmt: skip
+    job.run.write_table("search", pl.DataFrame([found | searched]))
     accuracy = {"seed": 0, "validation_accuracy": 0.5, "test_accuracy": 0.5}
     trained = {"name": "k1-3", **found, **accuracy, **measured, "checkpoint": "finalists/k1-3/checkpoint"}
     job.run.write_table("finalists", pl.DataFrame([trained]))

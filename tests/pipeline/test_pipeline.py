@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -85,6 +84,8 @@ def test_the_folder_holds_what_users_rely_on(explored):
     assert names == {
         "options.json",
         "config.json",
+        "search",
+        "search_plan.json",
         "summary.json",
         "report.md",
         "tables",
@@ -205,7 +206,7 @@ def test_the_tables_tell_the_four_steps(explored):
 
     summary = json.loads((out / "summary.json").read_text())["chosen"]
     spec = load_model(out / summary["checkpoint"]).spec
-    genotypes, promoted = [], set()
+    genotypes = []
     for kernel_set, space in SETS.items():
         search = tables["search"].filter(pl.col("kernel_set") == kernel_set)
         cells = space.enumerate()
@@ -215,21 +216,14 @@ def test_the_tables_tell_the_four_steps(explored):
         assert search["fits"].all()
         finalist = search.filter(pl.col("finalist"))
         assert len(finalist) == 1
-        full = search.filter(pl.col("fidelity") == "full", pl.col("score").is_finite())
-        best = full.filter(pl.col("score") == pl.col("score").max())
-        assert finalist["score"][0] == best["score"][0]
-        assert finalist["memory_bytes"][0] == best["memory_bytes"].min()
+        trained = search.filter(pl.col("search_epochs") > 0)
+        assert len(trained) == 2  # the least of a set, which a budget of one epoch does not change
+        longest = trained.filter(pl.col("search_epochs") == 4)
+        assert finalist["genotype"].to_list() == longest["genotype"].to_list()
+        assert trained["score"].is_finite().all()
         genotypes += finalist["genotype"].to_list()
-        best_tenth = search.filter(pl.col("first_score").is_finite()).sort(
-            "first_score", descending=True, maintain_order=True
-        )
-        promoted |= set(best_tenth["genotype"][: math.ceil(0.1 * len(fitting))])
-
-    # Cells without a convolution are in both sets, and come past a rung with either.
-    past_low = tables["search"].filter(pl.col("fidelity") != "low")
-    assert set(past_low["genotype"]) == promoted
-    at_full = set(past_low.filter(pl.col("fidelity") == "full")["genotype"])
-    assert 8 <= len(at_full) <= 2 * 8  # of each set the best hundredth, but 8 at least
+    assert set(tables["search"]["fidelity"]) == {"low"}
+    assert "decided by" in (out / "report.md").read_text()
 
     assert tables["finalists"]["genotype"].unique(maintain_order=True).to_list() == genotypes
     chosen = tables["tradeoff"].filter(pl.col("chosen"))

@@ -259,6 +259,17 @@ def test_asked_to_stop_it_saves_within_the_epoch_and_goes_on_to_the_same_weights
     assert without_seconds(tmp_path / "run" / "metrics.jsonl") == without_seconds(saved / "metrics.jsonl")
 
 
+def test_trained_so_far_it_goes_on_to_the_same_weights(model, saved, tmp_path):
+    there = run(tmp_path / "run", until=2)
+    assert there.metrics["epoch"] == 2
+    assert [record["epoch"] for record in scripts.read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    assert_same_weights(run(tmp_path / "run", until=1), there)  # further than that already
+    assert_same_weights(run(tmp_path / "run"), model)
+    assert without_seconds(tmp_path / "run" / "metrics.jsonl") == without_seconds(saved / "metrics.jsonl")
+    with pytest.raises(ValueError, match="until=7 must be a whole number of at least 1, and at most 6"):
+        run(tmp_path / "run", until=7)
+
+
 def test_a_finished_run_is_not_trained_again(model, saved, monkeypatch):
     monkeypatch.setattr(training, "_train_steps", None)
     before = (saved / "metrics.jsonl").read_bytes()

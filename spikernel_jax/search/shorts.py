@@ -1,0 +1,185 @@
+"""The last rungs of a search: short trainings, of a few cells of each set and then of fewer, under a budget of epochs.
+
+Every cell has been scored before, and scores of untrained networks tell cells of one depth hardly apart, so who is
+trained is decided by a sum of ranks that was chosen on trained cells (`PRIOR`), and who wins by validation accuracy.
+All trainings share one compiled program, and their states stay on disk, so that no epoch is trained twice.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from spikernel_jax.data import Dataset
+from spikernel_jax.io.units import duration
+from spikernel_jax.scoring.counts import COUNTS
+from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training.keep import epochs_of
+from spikernel_jax.training.loop import TrainingDivergedError, train
+from spikernel_jax.training.recipe import TrainConfig
+
+PRIOR = ("receptive_field", "parameters")
+"""Counts whose ranks, summed, say which cells are trained; chosen on the looking half of the CIFAR-10 table."""
+RUNGS = (2, 4)
+"""Epochs after which cells are compared; the last is the whole short training."""
+_KEPT = 3  # one of so many goes on to the next rung
+_LEAST = 2  # cells of a set that are trained, however small the budget
+
+
+class Plan(NamedTuple):
+    """How many cells of each set are trained up to each of `RUNGS`."""
+
+    cells: tuple[int, ...]
+
+
+class Shorts(NamedTuple):
+    """What came of short trainings; of cells that were not trained, 0 epochs and NaN."""
+
+    epochs: NDArray[np.int64]  # [n]
+    accuracy: NDArray[np.float64]  # validation accuracy after these, -inf of a training that diverged; [n]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How cells are trained shortly.
+
+    Attributes:
+      spec: the network, of the union space.
+      config: the recipe, of as many epochs as the last of `RUNGS`.
+      seed: of every training.
+      folder: where states are kept, a folder a cell.
+    """
+
+    spec: NetworkSpec
+    config: TrainConfig
+    seed: int
+    folder: Path
+
+
+def plan(epochs: int, sets: int) -> Plan:
+    """How a budget of epochs is spent on so many sets: halving it between the rungs would, this gives the first more.
+
+    Example:
+      >>> from spikernel_jax.search.shorts import plan
+      >>> plan(48, 3).cells  # 3 · (6 · 2 + 2 · 2) epochs
+      (6, 2)
+    """
+    steps = np.diff((0, *RUNGS))
+    share = [_KEPT**-i for i in range(len(RUNGS))]
+    first = max(_LEAST, math.floor(epochs / (sets * sum(n * s for n, s in zip(steps, share, strict=True)))))
+    return Plan(tuple(max(1, int(first * s)) for s in share))
+
+
+def prior(spec: NetworkSpec, rows: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Sum of ranks over `PRIOR`, higher first in line: [n]."""
+    return np.sum([stats.rankdata(COUNTS[name](spec, rows)) for name in PRIOR], 0)
+
+
+def best_of(
+    own: NDArray[np.int64], value: NDArray[np.float64], tie: NDArray[np.float64], count: int
+) -> NDArray[np.int64]:
+    """The `count` best of some places by value [len(own)], then by `tie` [n]; what is not finite is never taken."""
+    order = own[np.lexsort((-tie[own], -value))]
+    return order[: min(count, np.count_nonzero(np.isfinite(value)))]
+
+
+def train_rungs(
+    training: Training,
+    rows: NDArray[np.int8],
+    members: Sequence[NDArray[np.int64]],
+    scores: NDArray[np.float64],
+    budget: int,
+    data: Dataset,
+    say: Callable[[str], None],
+) -> Shorts:
+    """Trains the first in line of each set, and the best of them further.
+
+    Of cells with the same prior the one with the higher score is first. After a rung those go on whose ranks of
+    validation accuracy and prior, summed over the cells of a set that were trained, are highest.
+
+    Args:
+      training: how.
+      rows: cells [n, E], those that fit the budget of memory.
+      members: places of each set's cells in `rows`.
+      scores: training-free, [n]; a cell without a finite one is not trained.
+      budget: epochs, of `plan`.
+      data: images; the validation split decides.
+      say: prints a line of progress.
+
+    Returns:
+      Epochs and accuracies.
+    """
+    n = len(rows)
+    epochs, accuracy = np.zeros(n, np.int64), np.full(n, np.nan)
+    first = _first(training, rows, scores)
+    cells = plan(budget, len(members)).cells
+    line = [best_of(own, first[own], scores, cells[0]) for own in members]
+    for rung, until in enumerate(RUNGS):
+        if rung:
+            line = [best_of(own, together(accuracy[own], first[own]), scores, cells[rung]) for own in line]
+        at = np.unique(np.concatenate(line))
+        say(f"  {until} epochs: {len(at)} cells")
+        began = time.perf_counter()
+        for number, place in enumerate(at, start=1):
+            accuracy[place], epochs[place] = _reach(training, rows[place], until, data), until
+            left = (time.perf_counter() - began) / number * (len(at) - number)
+            text = training.spec.space.explicit(rows[place])
+            say(f"    {number}/{len(at)}  {text}  validation {100 * accuracy[place]:.1f} %  {duration(left)} left")
+    return Shorts(epochs, accuracy)
+
+
+def together(accuracy: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of the ranks of both; -inf where a training diverged."""
+    return np.where(np.isfinite(accuracy), stats.rankdata(accuracy) + stats.rankdata(first), -np.inf)
+
+
+def _folder(training: Training, row: NDArray[np.int8]) -> Path:
+    return training.folder / f"{int(training.spec.space.identity(row)):016x}"
+
+
+def _reach(training: Training, row: NDArray[np.int8], until: int, data: Dataset) -> float:
+    """Validation accuracy after so many epochs, trained where they are not there; -inf of one that diverged."""
+    folder = _folder(training, row)
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(records := epochs_of(folder)) >= until:
+        return float(records[until - 1]["validation_accuracy"])
+    named: dict[str, Any] = {"seed": training.seed, "folder": folder, "one_program": True}
+    try:
+        model = train(training.spec, row, data, training.config, until=until, **named)
+    except TrainingDivergedError:
+        return -math.inf
+    return float(model.metrics["validation_accuracy"])
+
+
+def _first(training: Training, rows: NDArray[np.int8], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isfinite(scores), prior(training.spec, rows), -np.inf)
+
+
+def pace(
+    training: Training,
+    rows: NDArray[np.int8],
+    members: Sequence[NDArray[np.int64]],
+    scores: NDArray[np.float64],
+    data: Dataset,
+) -> float:
+    """Seconds of an epoch without compilation, of cells that `train_rungs` trains in any case; arguments as there."""
+    first = _first(training, rows, scores)
+    line = np.concatenate([best_of(own, first[own], scores, _LEAST) for own in members])[:_LEAST]
+    for place in line:
+        _reach(training, rows[place], RUNGS[0], data)
+    records = epochs_of(_folder(training, rows[line[-1]])) if len(line) else []
+    return min((float(record["seconds"]) for record in records), default=math.inf)
+
+
+def winner(own: NDArray[np.int64], found: Shorts) -> int | None:
+    """Place of a set's best cell: of those trained for longest the most accurate; None where all diverged."""
+    able = own[(found.epochs[own] > 0) & np.isfinite(found.accuracy[own])]
+    if not len(able):
+        return None
+    return int(able[np.lexsort((-found.accuracy[able], -found.epochs[able]))[0]])
