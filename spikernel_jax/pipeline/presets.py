@@ -104,7 +104,7 @@ class Preset(Sizes):
     batch_size: int = 32
     learning_rate: float = 0.2
     score: str = "sahd_paper"
-    search_epochs: int = 40
+    search_epochs: int = 30
     fidelities: tuple[Fidelity, Fidelity, Fidelity] = FIDELITIES
     memory_budget: str = "32KiB"
     bits: int = 8

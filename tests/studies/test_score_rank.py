@@ -119,7 +119,7 @@ def test_halves_are_as_large():
         (("--table", "no"), "table 'no' is unknown; known: "),
         (("--table", "mnist5k", "--names", "magic"), "--names 'magic' is unknown; known: depth"),
         (("--table", "mnist5k", "--draws", "0"), "--draws 0 must be at least 1"),
-        (("--table", "mnist5k", "--batch", "1000"), "is larger than the data: 600 training images"),
+        (("--table", "mnist5k", "--batch", "1000"), "is larger than the data: 1000 training images"),
         (("--table", __file__), "is no table of experiments/trained_cells.py"),
     ],
 )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 import scripts
@@ -94,6 +95,17 @@ def test_a_better_prior_wins(tmp_path):
     leads = {row["search"]: (row["regret"], row["lead_low"]) for row in found.iter_rows(named=True)}
     assert leads["trainings"][0] == leads["prior"][0] == 0
     assert leads["random cells"][1] < 0
+
+
+@pytest.mark.slow
+def test_the_small_table_is_played(tmp_path):
+    options = ("--table", "mnist5k", "--replicates", "2", "--batch", "8", "--repeats", "3", "--out", str(tmp_path))
+    scripts.start(SCRIPT, *options)
+    table = pl.read_parquet(tmp_path / "tables" / "search_compare.parquet")
+    assert set(table["search"]) == {*SEARCHES}
+    assert (table["regret"] >= 0).all()
+    assert table["n"].unique().to_list() == [3]
+    assert "figures/searches.png" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
