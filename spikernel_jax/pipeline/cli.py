@@ -122,6 +122,28 @@ class SizeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """What is held against a table of trained cells, and which."""
+
+    table: str = "cifar10"
+    """A published table, or a path of one that experiments/trained_cells.py has made."""
+    out: Path | None = None
+    """Run folder; default runs/KIND-TABLE-HALF-seedSEED."""
+    half: Literal["looking", "held_out"] = "held_out"
+    """The half of the cells that figures are of; the other is for looking, where choices are made."""
+    seed: int = 0
+    """Seed of everything random."""
+    data_dir: Path | None = None
+    """Where prepared data lie; default the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    replicates: int = 4
+    """Draws of weights and images for each score."""
+    batch: int = 128
+    """Images a draw."""
+    compilation_cache: str | None = None
+    """Folder of compiled programs, reused by later runs, or off; default a folder of the user's cache."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ProcessOptions:
     """Which processes share the work; none of the three where Slurm, Kubernetes, Open MPI or a TPU pod tells."""
 

@@ -1,5 +1,6 @@
 """How well one order of cells is another: rank correlations, regret, and their intervals by the bootstrap."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -43,6 +44,16 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     a, b = (r - r.mean() for r in (ranks(x), ranks(y)))
     norm = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / norm) if norm else float("nan")
+
+
+def retest(values: ArrayLike) -> float:
+    """Kendall's τ-b between the columns of [n, seeds], mean over their pairs; NaN of one column.
+
+    What no ranking can pass: the order of the same cells, trained again.
+    """
+    pairs = itertools.combinations(np.asarray(values, np.float64).T, 2)
+    found = [kendall(one, other) for one, other in pairs]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def tied(x: ArrayLike) -> float:

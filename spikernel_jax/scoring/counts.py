@@ -15,18 +15,13 @@ from spikernel_jax.operations.operation import Operation
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec
 
-Combine = Callable[[list[float]], float]
 
-
-def _over_paths(space: CellSpace, row: ArrayLike, of: Callable[[Operation], float], combine: Combine) -> float:
-    """A number of node 3 of a forward cell: each node's is combined of its sources' plus their edges' own."""
-    at: dict[int, float] = {0: 0.0}
-    brought: dict[int, list[float]] = {}
+def _longest_path(space: CellSpace, row: ArrayLike, length: Callable[[Operation], int]) -> int:
+    """Of a forward cell's paths from node 0 to node 3 the one whose edges' lengths add up to most: that sum."""
+    longest = {0: 0}
     for source, target, operation in sorted(space.held(space.prune(row)), key=lambda edge: edge[:2]):
-        if source not in at:
-            at[source] = combine(brought[source])
-        brought.setdefault(target, []).append(at[source] + of(operation))
-    return combine(brought[3])
+        longest[target] = max(longest.get(target, 0), longest[source] + length(operation))
+    return longest[3]
 
 
 def is_convolution(operation: Operation) -> bool:
@@ -42,7 +37,7 @@ def extent(operation: Operation) -> int:
 
 def depth(space: CellSpace, row: ArrayLike) -> int:
     """Convolutions on the longest path from node 0 to node 3 of a forward cell; 0 where no path has one."""
-    return int(_over_paths(space, row, is_convolution, max))
+    return _longest_path(space, row, is_convolution)
 
 
 def convolutions(space: CellSpace, row: ArrayLike) -> int:
@@ -60,7 +55,7 @@ def paths(space: CellSpace, row: ArrayLike) -> int:
 
 def receptive_field(space: CellSpace, row: ArrayLike) -> int:
     """Side of the square of node 0 that a value of node 3 depends on, at most (Araujo et al., Distill 2019)."""
-    return 1 + int(_over_paths(space, row, lambda operation: extent(operation) - 1, max))
+    return 1 + _longest_path(space, row, lambda operation: extent(operation) - 1)
 
 
 def _of_cells(count: Callable[[CellSpace, Any], int]) -> Callable[[NetworkSpec, NDArray[np.int8]], NDArray[np.float64]]:

@@ -70,10 +70,13 @@ def plan(epochs: int, sets: int) -> Plan:
       >>> plan(48, 3).cells  # 3 · (6 · 2 + 2 · 2) epochs
       (6, 2)
     """
-    steps = np.diff((0, *RUNGS))
-    share = [_KEPT**-i for i in range(len(RUNGS))]
-    first = max(_LEAST, math.floor(epochs / (sets * sum(n * s for n, s in zip(steps, share, strict=True)))))
-    return Plan(tuple(max(1, int(first * s)) for s in share))
+    each = sum(steps / _KEPT**rung for rung, steps in enumerate(np.diff((0, *RUNGS)).tolist()))
+    return Plan(shape(max(_LEAST, math.floor(epochs / (sets * each)))))
+
+
+def shape(first: int) -> tuple[int, ...]:
+    """How many cells each of `RUNGS` has where the first has so many: a third as many each time, but one."""
+    return tuple(max(1, first // _KEPT**rung) for rung in range(len(RUNGS)))
 
 
 def prior(spec: NetworkSpec, rows: NDArray[np.int8]) -> NDArray[np.float64]:

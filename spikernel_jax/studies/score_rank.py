@@ -8,6 +8,7 @@ so is everything else, since only equals are compared.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -15,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikernel_jax.io.store import ResultStore
-from spikernel_jax.pipeline.job import Job
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.job import Job, default_folder, open_study
+from spikernel_jax.pipeline.presets import get_preset
 from spikernel_jax.report import pages, ranking, search_figures
 from spikernel_jax.report.ranking import Estimate
 from spikernel_jax.scoring.counts import COUNTS
 from spikernel_jax.scoring.predictors import predict, predictor_names
 from spikernel_jax.search.queue import digest
-from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
-from spikernel_jax.studies.tables import HALVES, LOOKING
+from spikernel_jax.snn.spec import NetworkSpec, spec_from_json, spec_to_json
+from spikernel_jax.studies.tables import HALVES, LOOKING, read_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -67,6 +70,32 @@ class Cells(NamedTuple):
         """Some of them."""
         values = {name: own[at] for name, own in self.values.items()}
         return Cells(values, self.accuracy[at], self.depth[at], self.memory[at], self.seconds)
+
+
+def open_table(
+    options: cli.TableOptions, kind: str, names: Sequence[str], settings: Mapping[str, int], draws: int = 1
+) -> tuple[Job, Study]:
+    """Reads the table of a script's options, and makes or continues its run folder.
+
+    Args:
+      options: of the script.
+      kind: of the folder, where none is named.
+      names: predictors.
+      settings: of the script's own, which its results depend on too.
+      draws: of the bootstrap.
+
+    Raises:
+      ValueError: on the first thing that is wrong; nothing has been written then.
+    """
+    table, facts = read_table(options.table)
+    spec = spec_from_json(facts["spec"])
+    study = make_study(spec, table, names, options.replicates, options.batch, draws)
+    preset = get_preset(facts["data"], "cpu", batch_size=options.batch * options.replicates, **facts["limits"])
+    name = Path(options.table).stem
+    given = {field: getattr(options, field) for field in ("half", "replicates", "batch")} | dict(settings)
+    config = {"data": facts["data"], "seed": options.seed, "table": name, "spec": spec_to_json(spec), **given}
+    out = options.out or default_folder(name, options.half, options.seed, kind)
+    return open_study(out, config, preset, data_dir=options.data_dir, say=cli.say), study
 
 
 def make_study(
@@ -280,14 +309,13 @@ def _report(
 
     (looked, held), (half, baseline) = cells, chosen
     spread = held.accuracy.mean(1)
-    retest = np.mean([ranking.kendall(*held.accuracy[:, pair].T) for pair in
-                      itertools.combinations(range(held.accuracy.shape[1]), 2)])  # fmt: skip
     about = (
         f"{job.data.source}\n\n{len(held.depth)} cells of the half {half!r}, {held.accuracy.shape[1]} seeds; mean test "
         f"accuracies from {100 * spread.min():.1f} to {100 * spread.max():.1f} %. Retest τ of test accuracy between "
-        f"seeds {retest:.3f}. Scores at C = {study.spec.channels}, T = {study.spec.time_steps}, {study.batch} images, "
-        f"R = {study.replicates}. Intervals: {study.draws} bootstrap samples of cells, seeds and replicates. Sums of "
-        f"ranks and the baseline, {baseline}, were chosen on the {len(looked.depth)} cells for looking."
+        f"seeds {ranking.retest(held.accuracy):.3f}. Scores at C = {study.spec.channels}, T = {study.spec.time_steps}, "
+        f"{study.batch} images, R = {study.replicates}. Intervals: {study.draws} bootstrap samples of cells, seeds and "
+        f"replicates. Sums of ranks and the baseline, {baseline}, were chosen on the {len(looked.depth)} cells for "
+        "looking."
     )
     verdicts = {
         "better": table.filter(pl.col("over_low") > 0)["predictor"].to_list(),

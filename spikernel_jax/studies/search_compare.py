@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.report import pages, search_figures
 from spikernel_jax.report.intervals import interval
-from spikernel_jax.search.shorts import PRIOR, RUNGS, best_of, together
+from spikernel_jax.search.shorts import PRIOR, RUNGS, best_of, shape, together
 from spikernel_jax.studies.score_rank import Cells, Study, order_by, rate
 from spikernel_jax.studies.tables import HALVES, HELD_OUT
 
@@ -88,8 +87,8 @@ def _rungs(known: Known, first: int, tie: Values) -> tuple[int, float]:
     """What rungs that begin with so many cells choose, and the seconds they take."""
     line, spent, before = np.arange(len(known.seconds)), 0.0, 0
     value = known.prior
-    for rung, until in enumerate(RUNGS):
-        line = best_of(line, value[line], tie, max(1, first // 3**rung))
+    for count, until in zip(shape(first), RUNGS, strict=True):
+        line = best_of(line, value[line], tie, count)
         spent += float(known.seconds[line].sum()) * (until - before)
         before = until
         value = np.full(len(known.seconds), -np.inf)
@@ -110,7 +109,7 @@ SEARCHES: dict[str, Search] = {
 def known_of(cells: Cells, validation: Values, seconds: Values, seed: int, replicates: NDArray[np.int64]) -> Known:
     """What a search with one seed can learn; validation [n, seeds, epochs], seconds of an epoch [n, seeds]."""
     scores = {name: order_by(cells, name, seed, replicates) for name in PREDICTORS}
-    prior = np.sum([stats.rankdata(scores[name]) for name in PRIOR], 0)
+    prior = order_by(cells, " + ".join(PRIOR), seed, replicates)
     return Known(prior, scores, cells.seconds, validation[:, seed], seconds[:, seed])
 
 

@@ -21,7 +21,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.io.units import duration
 from spikernel_jax.pipeline.job import Job
-from spikernel_jax.report import pages
+from spikernel_jax.report import pages, ranking
 from spikernel_jax.scoring import counts
 from spikernel_jax.search.queue import digest
 from spikernel_jax.snn import cost
@@ -194,21 +194,13 @@ def table_of(job: Job, study: Study, store: ResultStore) -> "pl.DataFrame":
 
 
 def retest(table: "pl.DataFrame") -> float:
-    """Kendall's τ-b of final validation accuracy between seeds, mean over their pairs; NaN of one seed.
-
-    What no score can pass: the order of the same cells, trained again.
-    """
-    from scipy.stats import kendalltau
-
-    wide = table.pivot("seed", index="genotype", values="validation_accuracy").drop_nulls().drop("genotype")
-    pairs = itertools.combinations(wide.columns, 2)
-    found: list[Any] = [kendalltau(wide[one].to_numpy(), wide[other].to_numpy())[0] for one, other in pairs]
-    return float(np.mean(found)) if found else float("nan")
+    """`ranking.retest` of final validation accuracies, of the cells that have all seeds."""
+    wide = table.pivot("seed", index="genotype", values="validation_accuracy").drop_nulls()
+    return ranking.retest(wide.drop("genotype").to_numpy())
 
 
 def _write(job: Job, study: Study, store: ResultStore) -> "pl.DataFrame":
     import polars as pl
-    from scipy.stats import kendalltau
 
     table = table_of(job, study, store)
     job.run.write_table("trained_cells", table, {ABOUT: json.dumps(_facts(job, study))})
@@ -216,7 +208,10 @@ def _write(job: Job, study: Study, store: ResultStore) -> "pl.DataFrame":
         pl.col("depth", "convolutions", "parameters", "synops", "validation_accuracy").mean(), pl.len().alias("n")
     )
     lines = [
-        {"what": what, "Kendall tau-b with validation accuracy": kendalltau(mean[what], mean["validation_accuracy"])[0]}
+        {
+            "what": what,
+            "Kendall tau-b with validation accuracy": ranking.kendall(mean[what], mean["validation_accuracy"]),
+        }
         for what in ("depth", "convolutions", "parameters", "synops")
     ]
     by_depth = mean.group_by("depth").agg(

@@ -22,7 +22,7 @@ from spikernel_jax.pipeline import baselines, finalists, impact, kernel_sets, pr
 from spikernel_jax.pipeline.finalists import train_finalists
 from spikernel_jax.pipeline.job import Job, open_job
 from spikernel_jax.pipeline.tradeoff import choose_model
-from spikernel_jax.search import queue
+from spikernel_jax.search import queue, shorts
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model
 
@@ -80,6 +80,39 @@ def test_impact_sets_and_search_never_look_at_test_images(job):
     assert table["accuracy"].to_list() == pytest.approx([0.42, 0.421, 0.46, 0.461])
     found = search.search_sets(job, kernel_sets.choose_sets(job))
     assert found["finalist"].sum() == 2
+
+
+@pytest.mark.slow
+def test_short_trainings_never_look_at_test_images(job):
+    found = search.search_sets(
+        dataclasses.replace(job, options=dataclasses.replace(job.options, strategy="trainings")), ((1,), (3,))
+    )
+    assert sorted(found.filter("finalist")["search_epochs"]) == [4, 4]
+
+
+def test_the_budget_of_short_trainings_is_the_options_and_stays(job, monkeypatch):
+    """Seconds are epochs by the pace of the first trainings, which a run that goes on does not measure again."""
+    spent = []
+
+    def trained(training: Any, rows: Any, members: Any, scores: Any, budget: int, *_: Any) -> shorts.Shorts:
+        spent.append(budget)
+        return shorts.Shorts(np.full(len(rows), 4), np.arange(len(rows)) / len(rows))
+
+    monkeypatch.setattr(shorts, "train_rungs", trained)
+    monkeypatch.setattr(shorts, "pace", lambda *_: 4.0)
+
+    def searched(folder: str, **options: Any) -> None:
+        made = open_job(
+            job.run.path.parent / folder, data="mnist5k", preset="smoke", seed=None, data_dir=None,
+            say=lambda _: None, given=options,
+        )  # fmt: skip
+        search.search_sets(made, [(1,)])
+
+    searched("epochs", search_epochs=77)
+    searched("seconds", search_seconds=100.0)
+    monkeypatch.setattr(shorts, "pace", lambda *_: 1.0)
+    searched("seconds", search_seconds=100.0)
+    assert spent == [77, 25, 25]
 
 
 def test_scores_come_from_training_images(job):
