@@ -58,15 +58,15 @@ def _train(job: Job, search: Search, cells: Cells, rung: Rung) -> Shorts:
     """
     config = dataclasses.replace(job.preset.training(job.data.name, "snasnet"), epochs=shorts.RUNGS[-1])
     training = shorts.Training(search.trained, config, job.seeds[0], job.run.folder("search"))
-    given = cells.rows, cells.positions, rung.scores.scores
+    line = shorts.line_of(search.trained, cells, rung.scores.scores)
     if not (job.run.path / _PLAN).exists():
         epochs, seconds = job.options.search_epochs, job.options.search_seconds
         if seconds:
-            epochs = max(1, int(min(seconds / shorts.pace(training, *given, job.data), _MOST_EPOCHS)))
+            epochs = max(1, int(min(seconds / shorts.pace(training, line, job.data), _MOST_EPOCHS)))
         job.run.write_json(_PLAN, {"epochs": epochs, "seconds": seconds})
     epochs = int(job.run.read_json(_PLAN)["epochs"])
     job.say(f"  short trainings, {epochs} epochs in all")
-    return shorts.train_rungs(training, *given, epochs, job.data, job.say)
+    return shorts.train_rungs(training, line, epochs, job.data, job.say)
 
 
 _MOST_EPOCHS = 1_000_000

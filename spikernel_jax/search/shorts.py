@@ -19,6 +19,7 @@ from scipy import stats
 from spikernel_jax.data import Dataset
 from spikernel_jax.io.units import duration
 from spikernel_jax.scoring.counts import COUNTS
+from spikernel_jax.search.halving import Cells
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.keep import epochs_of
 from spikernel_jax.training.loop import TrainingDivergedError, train
@@ -36,6 +37,15 @@ class Plan(NamedTuple):
     """How many cells of each set are trained up to each of `RUNGS`."""
 
     cells: tuple[int, ...]
+
+
+class Line(NamedTuple):
+    """Cells in line to be trained."""
+
+    rows: NDArray[np.int8]  # [n, E]
+    members: list[NDArray[np.int64]]  # places of each set's cells in `rows`
+    first: NDArray[np.float64]  # `prior`, -inf of a cell that is never trained; [n]
+    tie: NDArray[np.float64]  # of equals the higher is first; [n]
 
 
 class Shorts(NamedTuple):
@@ -92,25 +102,48 @@ def best_of(
     return order[: min(count, np.count_nonzero(np.isfinite(value)))]
 
 
-def train_rungs(
-    training: Training,
-    rows: NDArray[np.int8],
-    members: Sequence[NDArray[np.int64]],
-    scores: NDArray[np.float64],
-    budget: int,
-    data: Dataset,
-    say: Callable[[str], None],
-) -> Shorts:
+def line_of(spec: NetworkSpec, cells: Cells, scores: NDArray[np.float64]) -> Line:
+    """The line of a search's cells, those that fit the budget of memory.
+
+    Args:
+      spec: the network.
+      cells: of `halving.find_cells`.
+      scores: training-free, [n]; a cell without a finite one is never trained.
+    """
+    first = np.where(np.isfinite(scores), prior(spec, cells.rows), -np.inf)
+    return Line(cells.rows, cells.positions, first, scores)
+
+
+def halve(line: Line, counts: Sequence[int], reach: Callable[[NDArray[np.int64], int], NDArray[np.float64]]) -> Shorts:
     """Trains the first in line of each set, and the best of them further.
 
     Of cells with the same prior the one with the higher score is first. After a rung those go on whose ranks of
     validation accuracy and prior, summed over the cells of a set that were trained, are highest.
 
     Args:
+      line: the cells.
+      counts: of a set's cells at each of `RUNGS`.
+      reach: validation accuracies of some places, trained up to so many epochs; -inf of a training that diverged.
+
+    Returns:
+      Epochs and accuracies.
+    """
+    epochs, accuracy = np.zeros(len(line.rows), np.int64), np.full(len(line.rows), np.nan)
+    members = line.members
+    for rung, (count, until) in enumerate(zip(counts, RUNGS, strict=True)):
+        value = [together(accuracy[own], line.first[own]) if rung else line.first[own] for own in members]
+        members = [best_of(own, mine, line.tie, count) for own, mine in zip(members, value, strict=True)]
+        at = np.unique(np.concatenate(members))
+        accuracy[at], epochs[at] = reach(at, until), until
+    return Shorts(epochs, accuracy)
+
+
+def train_rungs(training: Training, line: Line, budget: int, data: Dataset, say: Callable[[str], None]) -> Shorts:
+    """Does what `halve` says, within a budget of epochs.
+
+    Args:
       training: how.
-      rows: cells [n, E], those that fit the budget of memory.
-      members: places of each set's cells in `rows`.
-      scores: training-free, [n]; a cell without a finite one is not trained.
+      line: the cells.
       budget: epochs, of `plan`.
       data: images; the validation split decides.
       say: prints a line of progress.
@@ -118,23 +151,18 @@ def train_rungs(
     Returns:
       Epochs and accuracies.
     """
-    n = len(rows)
-    epochs, accuracy = np.zeros(n, np.int64), np.full(n, np.nan)
-    first = _first(training, rows, scores)
-    cells = plan(budget, len(members)).cells
-    line = [best_of(own, first[own], scores, cells[0]) for own in members]
-    for rung, until in enumerate(RUNGS):
-        if rung:
-            line = [best_of(own, together(accuracy[own], first[own]), scores, cells[rung]) for own in line]
-        at = np.unique(np.concatenate(line))
+
+    def reach(at: NDArray[np.int64], until: int) -> NDArray[np.float64]:
         say(f"  {until} epochs: {len(at)} cells")
-        began = time.perf_counter()
+        found, began = np.empty(len(at)), time.perf_counter()
         for number, place in enumerate(at, start=1):
-            accuracy[place], epochs[place] = _reach(training, rows[place], until, data), until
+            found[number - 1] = _reach(training, line.rows[place], until, data)
             left = (time.perf_counter() - began) / number * (len(at) - number)
-            text = training.spec.space.explicit(rows[place])
-            say(f"    {number}/{len(at)}  {text}  validation {100 * accuracy[place]:.1f} %  {duration(left)} left")
-    return Shorts(epochs, accuracy)
+            text = training.spec.space.explicit(line.rows[place])
+            say(f"    {number}/{len(at)}  {text}  validation {100 * found[number - 1]:.1f} %  {duration(left)} left")
+        return found
+
+    return halve(line, plan(budget, len(line.members)).cells, reach)
 
 
 def together(accuracy: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -160,23 +188,12 @@ def _reach(training: Training, row: NDArray[np.int8], until: int, data: Dataset)
     return float(model.metrics["validation_accuracy"])
 
 
-def _first(training: Training, rows: NDArray[np.int8], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.isfinite(scores), prior(training.spec, rows), -np.inf)
-
-
-def pace(
-    training: Training,
-    rows: NDArray[np.int8],
-    members: Sequence[NDArray[np.int64]],
-    scores: NDArray[np.float64],
-    data: Dataset,
-) -> float:
-    """Seconds of an epoch without compilation, of cells that `train_rungs` trains in any case; arguments as there."""
-    first = _first(training, rows, scores)
-    line = np.concatenate([best_of(own, first[own], scores, _LEAST) for own in members])[:_LEAST]
-    for place in line:
-        _reach(training, rows[place], RUNGS[0], data)
-    records = epochs_of(_folder(training, rows[line[-1]])) if len(line) else []
+def pace(training: Training, line: Line, data: Dataset) -> float:
+    """Seconds of an epoch without compilation, of cells that `train_rungs` trains in any case."""
+    at = np.concatenate([best_of(own, line.first[own], line.tie, _LEAST) for own in line.members])[:_LEAST]
+    for place in at:
+        _reach(training, line.rows[place], RUNGS[0], data)
+    records = epochs_of(_folder(training, line.rows[at[-1]])) if len(at) else []
     return min((float(record["seconds"]) for record in records), default=math.inf)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.report import pages, search_figures
 from spikernel_jax.report.intervals import interval
-from spikernel_jax.search.shorts import PRIOR, RUNGS, best_of, shape, together
+from spikernel_jax.search.shorts import PRIOR, RUNGS, Line, halve, shape, winner
 from spikernel_jax.studies.score_rank import Cells, Study, order_by, rate
 from spikernel_jax.studies.tables import HALVES, HELD_OUT
 
@@ -74,26 +74,15 @@ def short(known: Known, seconds: float, rng: np.random.Generator) -> int:
 def trainings(known: Known, seconds: float, rng: np.random.Generator) -> int:
     """The first cells by the prior, trained shortly, a third of them further: the default search (`search.shorts`)."""
     n = len(known.seconds)
+    line = Line(np.empty((n, 0), np.int8), [np.arange(n)], known.prior, rng.random(n))
     best = 0
     for first in range(1, n + 1):
-        chosen, spent = _rungs(known, first, rng.permutation(n).astype(np.float64))
-        if spent > seconds and first > 1:
+        found = halve(line, shape(first), lambda at, until: known.validation[at, until - 1])
+        chosen = winner(line.members[0], found)
+        if chosen is None or (first > 1 and found.epochs @ known.seconds > seconds):
             break
         best = chosen
     return best
-
-
-def _rungs(known: Known, first: int, tie: Values) -> tuple[int, float]:
-    """What rungs that begin with so many cells choose, and the seconds they take."""
-    line, spent, before = np.arange(len(known.seconds)), 0.0, 0
-    value = known.prior
-    for count, until in zip(shape(first), RUNGS, strict=True):
-        line = best_of(line, value[line], tie, count)
-        spent += float(known.seconds[line].sum()) * (until - before)
-        before = until
-        value = np.full(len(known.seconds), -np.inf)
-        value[line] = together(known.validation[line, until - 1], known.prior[line])
-    return int(line[known.validation[line, RUNGS[-1] - 1].argmax()]), spent
 
 
 SEARCHES: dict[str, Search] = {

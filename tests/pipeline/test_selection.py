@@ -94,9 +94,10 @@ def test_the_budget_of_short_trainings_is_the_options_and_stays(job, monkeypatch
     """Seconds are epochs by the pace of the first trainings, which a run that goes on does not measure again."""
     spent = []
 
-    def trained(training: Any, rows: Any, members: Any, scores: Any, budget: int, *_: Any) -> shorts.Shorts:
+    def trained(training: Any, line: shorts.Line, budget: int, *_: Any) -> shorts.Shorts:
         spent.append(budget)
-        return shorts.Shorts(np.full(len(rows), 4), np.arange(len(rows)) / len(rows))
+        n = len(line.rows)
+        return shorts.Shorts(np.full(n, 4), np.arange(n) / n)
 
     monkeypatch.setattr(shorts, "train_rungs", trained)
     monkeypatch.setattr(shorts, "pace", lambda *_: 4.0)

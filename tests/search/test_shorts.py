@@ -12,7 +12,8 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import load_dataset
 from spikernel_jax.scoring.counts import receptive_field
 from spikernel_jax.search import shorts
-from spikernel_jax.search.shorts import RUNGS, Shorts, Training, best_of, plan, prior, train_rungs, winner
+from spikernel_jax.search.halving import Cells
+from spikernel_jax.search.shorts import RUNGS, Shorts, Training, best_of, line_of, plan, prior, train_rungs, winner
 from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.recipe import TrainConfig
@@ -30,6 +31,10 @@ def rows():
 @pytest.fixture
 def training(tmp_path):
     return Training(SPEC, TrainConfig(epochs=RUNGS[-1], batch_size=8), 0, tmp_path / "search")
+
+
+def cells_of(rows, members):
+    return Cells([rows[own] for own in members], rows, members)
 
 
 @given(st.integers(1, 500), st.integers(1, 9))
@@ -88,7 +93,8 @@ def test_who_is_trained_and_who_goes_on(rows, training, monkeypatch):
         return made_up[tuple(row.tolist())][RUNGS.index(until)]
 
     monkeypatch.setattr(shorts, "_reach", reach)
-    found = train_rungs(training, rows, MEMBERS, scores, 64, load_dataset("mnist5k", limit_train=8), print)
+    line = line_of(SPEC, cells_of(rows, MEMBERS), scores)
+    found = train_rungs(training, line, 64, load_dataset("mnist5k", limit_train=8), print)
     counts = plan(64, 2).cells
     trained, further = set(), set()
     for own in MEMBERS:
@@ -114,9 +120,9 @@ def test_who_is_trained_and_who_goes_on(rows, training, monkeypatch):
 @pytest.mark.slow
 def test_trainings_go_on_from_disk_and_validation_alone_decides(rows, training, monkeypatch):
     data = load_dataset("mnist5k", limit_train=16, limit_validation=16, limit_test=16)
-    given = (rows[:4], [np.arange(4)], np.zeros(4), 1)
+    line = line_of(SPEC, cells_of(rows[:4], [np.arange(4)]), np.zeros(4))
     lines = []
-    found = train_rungs(training, *given, data, lines.append)
+    found = train_rungs(training, line, 1, data, lines.append)
     assert sorted(found.epochs.tolist()) == [0, 0, 2, 4]
     assert any("left" in line for line in lines)
 
@@ -125,7 +131,7 @@ def test_trainings_go_on_from_disk_and_validation_alone_decides(rows, training, 
 
     monkeypatch.setattr(shorts, "train", none)
     turned = dataclasses.replace(data.test, labels=(data.test.labels + 1) % 10)
-    again = train_rungs(training, *given, dataclasses.replace(data, test=turned), lines.append)
+    again = train_rungs(training, line, 1, dataclasses.replace(data, test=turned), lines.append)
     assert again.epochs.tolist() == found.epochs.tolist()
     np.testing.assert_array_equal(again.accuracy, found.accuracy)
-    assert shorts.pace(training, *given[:3], data) > 0
+    assert shorts.pace(training, line, data) > 0

@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 
 import scripts
-from spikernel_jax.studies import search_compare
 from spikernel_jax.studies.score_rank import Cells
 from spikernel_jax.studies.search_compare import SEARCHES, Known, over_repeats, play
 
@@ -54,10 +53,12 @@ def test_a_search_sees_what_it_paid_for():
 
 
 def test_rungs_pay_for_every_epoch_once():
-    cells, _ = known(seconds=2.0)
-    for first in (1, 3, 10):
-        _, spent = search_compare._rungs(cells, first, np.zeros(N))
-        assert spent == 2 * (2 * first + 2 * max(1, first // 3))
+    """As soon as 2 cells for 2 epochs and 1 of them for 2 more are paid, and no earlier, a second one is looked at."""
+    cells, truth = known(seconds=2.0)
+    second = truth.argsort()[-2]
+    cells.validation[second] = 2  # the first epochs' best
+    for seconds, expected in ((11.9, truth.argmax()), (12.0, second)):
+        assert SEARCHES["trainings"](cells, seconds, np.random.default_rng(0)) == expected
 
 
 def test_equals_come_in_any_order():
