@@ -14,7 +14,7 @@ from spikernel_jax.studies.score_rank import open_table, rank
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.TableOptions):
+class Options(cli.RatedTableOptions):
     """Options of the comparison."""
 
     names: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from spikernel_jax.studies.search_compare import PREDICTORS, compare
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.TableOptions):
+class Options(cli.RatedTableOptions):
     """Options of the comparison."""
 
     repeats: int = 100

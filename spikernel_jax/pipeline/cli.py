@@ -135,12 +135,18 @@ class TableOptions:
     """Seed of everything random."""
     data_dir: Path | None = None
     """Where prepared data lie; default the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    compilation_cache: str | None = None
+    """Folder of compiled programs, reused by later runs, or off; default a folder of the user's cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RatedTableOptions(TableOptions):
+    """How its cells are scored."""
+
     replicates: int = 4
     """Draws of weights and images for each score."""
     batch: int = 128
     """Images a draw."""
-    compilation_cache: str | None = None
-    """Folder of compiled programs, reused by later runs, or off; default a folder of the user's cache."""
 
 
 @dataclasses.dataclass(frozen=True)

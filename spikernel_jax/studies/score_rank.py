@@ -73,7 +73,7 @@ class Cells(NamedTuple):
 
 
 def open_table(
-    options: cli.TableOptions, kind: str, names: Sequence[str], settings: Mapping[str, int], draws: int = 1
+    options: cli.RatedTableOptions, kind: str, names: Sequence[str], settings: Mapping[str, int], draws: int = 1
 ) -> tuple[Job, Study]:
     """Reads the table of a script's options, and makes or continues its run folder.
 
@@ -88,14 +88,30 @@ def open_table(
       ValueError: on the first thing that is wrong; nothing has been written then.
     """
     table, facts = read_table(options.table)
-    spec = spec_from_json(facts["spec"])
-    study = make_study(spec, table, names, options.replicates, options.batch, draws)
-    preset = get_preset(facts["data"], "cpu", batch_size=options.batch * options.replicates, **facts["limits"])
+    study = make_study(
+        spec_from_json(facts["spec"]), table, names, options.replicates, options.batch, draws
+    )  # fmt: skip
+    given = {field: getattr(options, field) for field in ("replicates", "batch")} | dict(settings)
+    return open_job(options, kind, facts, options.batch * options.replicates, given), study
+
+
+def open_job(
+    options: cli.TableOptions, kind: str, facts: Mapping[str, Any], batch_size: int, settings: Mapping[str, Any]
+) -> Job:
+    """The run folder, and the images, of a study on a table whose settings have been checked; see `open_table`.
+
+    Args:
+      options: of the script.
+      kind: of the folder, where none is named.
+      facts: of the table.
+      batch_size: images that are used at once.
+      settings: that results depend on, beside the table, its half and the seed.
+    """
+    preset = get_preset(facts["data"], "cpu", batch_size=batch_size, **facts["limits"])
     name = Path(options.table).stem
-    given = {field: getattr(options, field) for field in ("half", "replicates", "batch")} | dict(settings)
-    config = {"data": facts["data"], "seed": options.seed, "table": name, "spec": spec_to_json(spec), **given}
+    config = {"data": facts["data"], "seed": options.seed, "table": name, "spec": facts["spec"], "half": options.half}
     out = options.out or default_folder(name, options.half, options.seed, kind)
-    return open_study(out, config, preset, data_dir=options.data_dir, say=cli.say), study
+    return open_study(out, config | dict(settings), preset, data_dir=options.data_dir, say=cli.say)
 
 
 def make_study(
