@@ -24,6 +24,12 @@ from spikernel_jax.training.recipe import DEFAULT_RECIPE, RECIPES
 KEEP = ("rule", "all")
 _MOST_SAMPLES = 1_000_000  # a set of two sizes has 4,243 distinct cells
 _LARGEST_SET = 6
+_READ_BY = {
+    "samples": ("random",),
+    "fidelity": ("exhaustive", "random"),
+    "search_epochs": ("trainings",),
+    "search_seconds": ("trainings",),
+}
 _KNOWN = {"keep": KEEP, "strategy": STRATEGIES, "fidelity": NAMES, "recipe": tuple(RECIPES)}
 
 
@@ -161,7 +167,14 @@ def resolve(
                 "choose another --out"
             )
     chosen = there | given
-    return StepOptions(**_defaults(preset, chosen) | chosen)
+    options = StepOptions(**_defaults(preset, chosen) | chosen)
+    for name in _READ_BY.keys() & given.keys():
+        if options.strategy not in _READ_BY[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {_text(given[name])}: --strategy {options.strategy} does not read it; "
+                f"leave it out, or give --strategy {' or '.join(_READ_BY[name])}"
+            )
+    return options
 
 
 def _defaults(preset: Preset, chosen: Mapping[str, Any]) -> dict[str, Any]:
