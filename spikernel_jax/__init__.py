@@ -18,6 +18,7 @@ from spikernel_jax.studies.tables import load_trained_cells
 from spikernel_jax.training.checkpoint import load_model, save_model
 from spikernel_jax.training.loop import evaluate, train
 from spikernel_jax.training.recipe import TrainConfig
+from spikernel_jax.training.together import train_together
 
 __version__ = metadata.version("spikernel-jax")
 
@@ -47,4 +48,5 @@ __all__ = [
     "score_independently",
     "score_population",
     "train",
+    "train_together",
 ]

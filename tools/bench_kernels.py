@@ -19,8 +19,9 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn.model import hashable
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.devices import devices_for, to_all
-from spikernel_jax.training.loop import TrainState, _Program, _step, _train_steps
 from spikernel_jax.training.recipe import TrainConfig
+from spikernel_jax.training.step import Program as Step
+from spikernel_jax.training.step import TrainState, one_step, train_steps
 
 MEAN = STD = (0.5, 0.5, 0.5)
 CELL = "0>1:convK 1>3:convK 0>3:skip"
@@ -61,19 +62,17 @@ def compiled_step(
     """
     codes = hashable(genotype)
     devices = devices_for(len(labels))
-    program = _Program(spec, codes, config, 1_000_000, MEAN, STD, devices)  # so long a cosine is a constant
+    program = Step(spec, codes, config, 1_000_000, MEAN, STD, devices)  # so long a cosine is a constant
     init, key = jax.random.split(jax.random.key(seed))
     state = program.start(init)
     chosen = jnp.arange(len(labels))
     chosen = jnp.tile(chosen, (steps, 1)) if steps else chosen
     rest = ((), *to_all(devices, (key, images, labels, chosen)))
 
-    def alone(
-        program: _Program, state: TrainState, cell: Any, key: Any, images: Any, labels: Any, chosen_B: Any
-    ) -> Any:
-        return _step(program, cell, key, images, labels, state, chosen_B)
+    def alone(program: Step, state: TrainState, cell: Any, key: Any, images: Any, labels: Any, chosen_B: Any) -> Any:
+        return one_step(program, cell, key, images, labels, state, chosen_B)
 
-    step = _train_steps if steps else jax.jit(alone, static_argnames=("program",), donate_argnames=("state",))
+    step = train_steps if steps else jax.jit(alone, static_argnames=("program",), donate_argnames=("state",))
     compiled = step.lower(program, state, *rest).compile()
     return Program(lambda state: compiled(state, *rest), steps or 1, state, compiled, config.precision)
 

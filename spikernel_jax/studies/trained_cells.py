@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,16 +25,19 @@ from spikernel_jax.report import pages, ranking
 from spikernel_jax.scoring import counts
 from spikernel_jax.search.queue import digest
 from spikernel_jax.snn import cost
+from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 from spikernel_jax.studies.tables import ABOUT, half_of
 from spikernel_jax.training.loop import evaluate, measure_spikes, train
 from spikernel_jax.training.recipe import TrainConfig
+from spikernel_jax.training.together import train_together
 
 if TYPE_CHECKING:
     import polars as pl
 
 Rows = NDArray[np.int8]
 _MOST_SEEDS = 100
+_WRITE_EVERY = 20  # trainings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,22 +126,37 @@ def train_cells(job: Job, study: Study) -> "pl.DataFrame":
     store.sweep()
     done = store.done()
     job.say(f"{len(study.rows)} cells, {study.seeds} seeds, {study.config.epochs} epochs each; {len(done)} are there")
-    began, fresh = time.perf_counter(), 0
-    wanted = list(_wanted(study))
-    for number, (seed, place, row) in enumerate(wanted, start=1):
-        if (index := _index(seed, place)) in done:
-            continue
-        found = _trained(job, study, row, job.seed * 1000 + seed)
-        store.save(index, row=row, **found)
-        fresh += 1
-        left = (time.perf_counter() - began) / fresh * (len(wanted) - number)
+    wanted = [(seed, place) for seed, place, _ in _wanted(study) if _index(seed, place) not in done]
+    began, fresh, written = time.perf_counter(), 0, 0
+    for seeds, place in batches(wanted, together=jax.default_backend() != "cpu"):
+        row = study.rows[place]
+        found = _trained(job, study, row, [job.seed * 1000 + seed for seed in seeds])
+        for seed, own in zip(seeds, found, strict=True):
+            store.save(_index(seed, place), row=row, **own)
+        fresh += len(seeds)
+        left = (time.perf_counter() - began) / fresh * (len(wanted) - fresh)
+        accuracies = ", ".join(f"{100 * own['validation'][-1]:.1f}" for own in found)
         job.say(
-            f"  {number}/{len(wanted)}  seed {seed}  {study.spec.space.explicit(row)}  validation "
-            f"{100 * found['validation'][-1]:.1f} %  {duration(left)} left"
+            f"  {len(done) + fresh}/{len(done) + len(wanted)}  seed {', '.join(map(str, seeds))}  "
+            f"{study.spec.space.explicit(row)}  validation {accuracies} %  {duration(left)} left"
         )
-        if fresh % 20 == 0:
+        if fresh - written >= _WRITE_EVERY:
             _write(job, study, store)
+            written = fresh
     return _write(job, study, store)
+
+
+def batches(wanted: Sequence[tuple[int, int]], *, together: bool) -> list[tuple[tuple[int, ...], int]]:
+    """Trainings that are made at once: seeds, and the cell's place.
+
+    Args:
+      wanted: seed and place of each training.
+      together: all of a cell's seeds as one batch, which an accelerator is faster at and a CPU slower.
+    """
+    if not together:
+        return [((seed,), place) for seed, place in wanted]
+    places = dict.fromkeys(place for _, place in wanted)
+    return [(tuple(seed for seed, own in wanted if own == place), place) for place in places]
 
 
 def _index(seed: int, place: int) -> int:
@@ -151,19 +169,30 @@ def _wanted(study: Study) -> Iterator[tuple[int, int, NDArray[np.int8]]]:
         yield seed, place, row
 
 
-def _trained(job: Job, study: Study, row: NDArray[np.int8], seed: int) -> dict[str, Any]:
-    """What is kept of one training."""
-    epochs: list[dict[str, Any]] = []
-    model = train(study.spec, row, job.data, study.config, seed=seed, one_program=True, progress=epochs.append)
+def _trained(job: Job, study: Study, row: NDArray[np.int8], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """What is kept of each training of a cell."""
+    epochs: list[list[dict[str, Any]]] = []
+    given = study.spec, row, job.data, study.config
+    if len(seeds) > 1:
+        models = train_together(*given, seeds, one_program=True, progress=epochs.append)
+    else:
+        alone = train(*given, seed=seeds[0], one_program=True, progress=lambda record: epochs.append([record]))
+        models = [alone]
+    each = zip(models, zip(*epochs, strict=True), strict=True)
+    return [_kept(job, study, model, own, len(seeds)) for model, own in each]
+
+
+def _kept(job: Job, study: Study, model: Model, epochs: Sequence[dict[str, Any]], together: int) -> dict[str, Any]:
+    """What is kept of a training, and its part of the seconds of so many."""
     spikes = measure_spikes(model, job.data.validation, one_program=True)
     sites = study.spec.sites(model.genotype)
     neurons = sum(site.neurons for site in sites.values())
     return {
         "validation": np.array([epoch["validation_accuracy"] for epoch in epochs]),
         "train_loss": np.array([epoch["train_loss"] for epoch in epochs]),
-        "seconds": sum(epoch["seconds"] for epoch in epochs),
+        "seconds": sum(epoch["seconds"] for epoch in epochs) / together,
         "test": evaluate(model, job.data.test, one_program=True),
-        "synops": cost.synaptic_operations(study.spec, row, spikes),
+        "synops": cost.synaptic_operations(study.spec, np.asarray(model.genotype), spikes),
         "firing_rate": sum(own.sum() for own in spikes.values()) / (neurons * study.spec.time_steps),
     }
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import chex
-import flax.struct
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
 from spikernel_jax.io.checks import whole
@@ -25,10 +23,10 @@ from spikernel_jax.io.signals import StopRequest
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, hashable
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
-from spikernel_jax.training import recipe
 from spikernel_jax.training.devices import BATCH, devices_for, shared, to_all, to_one
 from spikernel_jax.training.keep import kept
 from spikernel_jax.training.recipe import TrainConfig
+from spikernel_jax.training.step import Program, TrainState, train_steps
 
 Array = jax.Array
 
@@ -38,123 +36,6 @@ _STEPS_A_CALL = 32  # at most; a second or less on an accelerator
 
 class TrainingDivergedError(ValueError):
     """The loss or a weight is no longer finite."""
-
-
-@flax.struct.dataclass
-class TrainState:
-    """All that changes while training."""
-
-    params: network.Params
-    stats: network.Stats
-    optimiser: Any  # optax state
-    average: Any  # moving averages of (params, stats); () where the recipe has none
-    step: Array  # int32 scalar, steps done
-    loss_sum: Array  # float32 scalar, of the steps of this epoch
-    right: Array  # int32 scalar, images classified rightly in this epoch
-
-
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    """What a training step is compiled for; seeds are not in it, so they share one program."""
-
-    spec: NetworkSpec
-    genotype: tuple[Any, ...] | None  # None where it is data, so that all cells of the space share one program
-    config: TrainConfig
-    total_steps: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    devices: jax.sharding.Mesh
-
-    @property
-    def optimiser(self) -> optax.GradientTransformation:
-        """What makes updates of gradients."""
-        return recipe.optimiser(self.config, self.total_steps, together=self.genotype is None)
-
-    def start(self, key: Array) -> TrainState:
-        """The state before the first step, on all devices."""
-        params, stats = network.init(key, self.spec, self.genotype)
-        average = jax.tree.map(jnp.copy, (params, stats)) if self.config.ema else ()  # states are donated
-        moments = self.optimiser.init(params)
-        state = TrainState(params, stats, moments, average, jnp.int32(0), jnp.float32(0), jnp.int32(0))
-        return to_all(self.devices, state)
-
-
-@functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("state",))
-def _train_steps(
-    program: _Program, state: TrainState, cell: Any, key: Array, images: Array, labels: Array, chosen_SB: Array
-) -> tuple[TrainState, Array]:
-    """Some steps; returns the new state and the mean losses, [S]."""
-    step = functools.partial(_step, program, cell, key, images, labels)
-    return jax.lax.scan(step, state, chosen_SB)
-
-
-def _step(
-    program: _Program, cell: Any, key: Array, images: Array, labels: Array, state: TrainState, chosen_B: Array
-) -> tuple[TrainState, Array]:
-    config = program.config
-    drawn, mask = jax.random.split(jax.random.fold_in(key, state.step))
-    y = labels[chosen_B]
-    x, targets_BK = recipe.inputs(
-        config, drawn, images[chosen_B], y, program.spec.num_classes, program.mean, program.std
-    )
-    keep = network.dropout_mask(mask, program.spec, len(chosen_B))
-    differentiated = shared(program.devices, functools.partial(_differentiated, program), whole=3, out=False)
-    value, stats, right, grads = differentiated(state.params, state.stats, cell, x, y, targets_BK, keep)
-    updates, moments = program.optimiser.update(grads, state.optimiser, state.params)
-    if program.genotype is None:  # weight decay would move what the cell does not use
-        updates = _of_cell(program.spec, cell, updates)
-    params: Any = optax.apply_updates(state.params, updates)
-    average = recipe.averaged(config, state.average, (params, stats), state.step) if config.ema else ()
-    new = TrainState(params, stats, moments, average, state.step + 1, state.loss_sum + value, state.right + right)
-    return new, value
-
-
-def _of_cell(spec: NetworkSpec, cell: Array, updates: Any) -> Any:
-    """Updates of the layers that a traced genotype uses; zeros of others."""
-    used = spec.in_use(cell)
-
-    def own(name: str, entry: dict[str, Array]) -> dict[str, Array]:
-        return jax.tree.map(lambda leaf: leaf * used[name], entry) if name in used else entry
-
-    return {name: own(name, entry) for name, entry in updates.items()}
-
-
-def _differentiated(
-    program: _Program,
-    params: network.Params,
-    stats: network.Stats,
-    cell: Any,
-    x: Array,
-    y: Array,
-    targets_BK: Array,
-    keep: Any,
-) -> tuple[Array, network.Stats, Array, network.Params]:
-    """Mean loss, running statistics, images classified rightly and gradients, of the batch, from a device's part."""
-    spike_dtype = jnp.bfloat16 if program.config.precision == "bfloat16" else None
-
-    def loss(params: network.Params) -> Any:
-        out = network.apply(
-            program.spec,
-            cell if program.genotype is None else program.genotype,
-            params,
-            x,
-            stats=stats,
-            train=True,
-            dropout_keep=keep,
-            spike_dtype=spike_dtype,
-            axis_name=BATCH,
-        )
-        right = (out.logits_BK.argmax(-1) == y).sum(dtype=jnp.int32)
-        return recipe.loss(program.config, out.logits_TBK, targets_BK), (out.stats, right)
-
-    (value, (stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    if program.genotype is None:  # a bank has many small arrays, and each would be a meeting of all devices
-        flat, unflatten = jax.flatten_util.ravel_pytree(grads)
-        grads = unflatten(jax.lax.pmean(flat, BATCH))
-        value = jax.lax.pmean(value, BATCH)
-    else:
-        value, grads = jax.lax.pmean((value, grads), BATCH)
-    return value, stats, jax.lax.psum(right, BATCH), grads
 
 
 @functools.partial(jax.jit, static_argnames=("devices", "spec", "genotype"))
@@ -320,19 +201,38 @@ def train(
       >>> model(data.test.images).shape
       (16, 10)
     """
-    codes, seed = hashable(genotype), whole("seed", seed, 0, 2**32 - 1)  # a key holds 32 bits of it
-    spec.codes(codes)
-    _check_fit(spec, data, config)
     if folder is not None and jax.process_count() > 1:
         raise ValueError(f"folder={folder}: {jax.process_count()} processes train together without one; give None")
     ends = config.epochs if until is None else whole("until", until, 1, config.epochs)
+    running, state = begin(spec, genotype, data, config, seed, one_program=one_program)
+    last: dict[str, Any] = {}
+    with kept(None if folder is None else Path(folder), running.fingerprint, running.devices, say) as keeper:
+        state = keeper.restore(state, running.steps, config.epochs * running.steps)
+        for epoch in range(begun := int(state.step) // running.steps, ends):
+            try:
+                state = running.epoch(state, epoch, keeper.stop)
+            except TrainingDivergedError as error:
+                raise TrainingDivergedError(f"{error}{keeper.last_saved}") from None
+            if int(state.step) == (epoch + 1) * running.steps:
+                keeper.log(last := running.metrics(state, epoch))
+                if progress:
+                    progress(last)
+            keeper.save(int(state.step), state)
+        last = last or keeper.logged(max(begun, ends))
+    return running.model(state, last | running.settings)
+
+
+def begin(
+    spec: NetworkSpec, genotype: Any, data: Dataset, config: TrainConfig, seed: int, *, one_program: bool
+) -> tuple["Running", TrainState]:
+    """A training and its state before the first step; arguments and errors as `train`."""
+    codes, seed = hashable(genotype), whole("seed", seed, 0, 2**32 - 1)  # a key holds 32 bits of it
+    spec.codes(codes)
+    _check_fit(spec, data, config)
     steps = len(data.train.labels) // config.batch_size
     devices = devices_for(config.batch_size)
     fixed = None if one_program else codes
-    program = _Program(spec, fixed, config, config.epochs * steps, data.mean, data.std, devices)
-    root = jax.random.key(seed)
-    init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
-    state = program.start(init_key)
+    program = Program(spec, fixed, config, config.epochs * steps, data.mean, data.std, devices)
     settings = {
         "spec": spec_to_json(spec),
         "genotype": np.asarray(codes).tolist(),
@@ -341,23 +241,9 @@ def train(
         "data": data.name,
         "train_digest": _digest(data.train),
     } | ({"one_program": True} if one_program else {})
-    fingerprint = json.loads(json.dumps(settings))  # as JSON gives it back
-    running = _Running(program, codes, data, order_key, step_key)
-    last: dict[str, Any] = {}
-    with kept(None if folder is None else Path(folder), fingerprint, devices, say) as keeper:
-        state = keeper.restore(state, steps, program.total_steps)
-        for epoch in range(begun := int(state.step) // steps, ends):
-            try:
-                state = running.epoch(state, epoch, keeper.stop)
-            except TrainingDivergedError as error:
-                raise TrainingDivergedError(f"{error}{keeper.last_saved}") from None
-            if int(state.step) == (epoch + 1) * steps:
-                keeper.log(last := running.metrics(state, epoch))
-                if progress:
-                    progress(last)
-            keeper.save(int(state.step), state)
-        last = last or keeper.logged(max(begun, ends))
-    return running.model(state, last | settings)
+    root = jax.random.key(seed)
+    init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
+    return Running(program, codes, data, order_key, step_key, settings), program.start(init_key)
 
 
 def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
@@ -371,7 +257,7 @@ def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
         )
 
 
-def _steps_a_call(steps: int) -> int:
+def steps_a_call(steps: int) -> int:
     """How many of an epoch's steps one call of the compiled program makes, all calls as many.
 
     A step takes a CPU so long that calls cost nothing, and a signal need not wait for more of them.
@@ -380,19 +266,57 @@ def _steps_a_call(steps: int) -> int:
     return next(number for number in range(min(most, steps), 0, -1) if steps % number == 0)
 
 
-class _Running:
-    """One training: its data on the devices, epoch by epoch."""
+class Running:
+    """One training: its data on the devices, epoch by epoch.
 
-    def __init__(self, program: _Program, codes: tuple[Any, ...], data: Dataset, order_key: Array, step_key: Array):
-        self._program, self._codes, self._data = program, codes, data
-        self._order_key, self._step_key = order_key, step_key
-        self._cell = to_all(program.devices, np.asarray(codes, np.int32)) if program.genotype is None else ()
-        self._images, self._labels = to_all(program.devices, (data.train.images, data.train.labels))
+    Attributes:
+      program: what its steps are compiled for.
+      step_key: of what steps draw.
+      cell: the genotype on the devices, where it is data.
+      images: for training, uint8, on the devices.
+      labels: of them.
+      settings: all that its result follows from, for the model.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        codes: tuple[Any, ...],
+        data: Dataset,
+        order_key: Array,
+        step_key: Array,
+        settings: dict[str, Any],
+    ):
+        """Puts the images on the devices."""
+        self.program, self.step_key, self.settings = program, step_key, settings
+        self._codes, self._data, self._order_key = codes, data, order_key
+        self.cell = to_all(program.devices, np.asarray(codes, np.int32)) if program.genotype is None else ()
+        self.images, self.labels = to_all(program.devices, (data.train.images, data.train.labels))
         self._started = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return len(self._data.train.labels) // self.program.config.batch_size
+
+    @property
+    def devices(self) -> jax.sharding.Mesh:
+        """That share a batch."""
+        return self.program.devices
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings as JSON gives them back."""
+        return json.loads(json.dumps(self.settings))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Places of the images of an epoch's batches: [steps, B]."""
+        key = jax.random.fold_in(self._order_key, epoch)
+        return np.asarray(epoch_batches(key, len(self.labels), self.program.config.batch_size))
 
     def model(self, state: TrainState, metrics: dict[str, Any]) -> Model:
         """What the state is worth: its moving average, where the recipe has one."""
-        program, codes = self._program, self._codes
+        program, codes = self.program, self._codes
         params, stats = to_one(state.average or (state.params, state.stats))
         if program.genotype is None:
             params, stats = (network.subnetwork(program.spec, own, codes) for own in (params, stats))
@@ -400,29 +324,32 @@ class _Running:
 
     def epoch(self, state: TrainState, epoch: int, stop: StopRequest | None = None) -> TrainState:
         """The state after an epoch that may have begun already, or where it was told to stop."""
-        self._started = time.perf_counter()
-        program, size = self._program, self._program.config.batch_size
-        order = np.asarray(epoch_batches(jax.random.fold_in(self._order_key, epoch), len(self._labels), size))
+        self.start_clock()
+        program, order = self.program, self.order(epoch)
         begun = int(state.step) - epoch * len(order)
         if not begun:
             zeros = to_all(program.devices, (jnp.float32(0), jnp.int32(0)))
             state = dataclasses.replace(state, loss_sum=zeros[0], right=zeros[1])
-        together = _steps_a_call(len(order))
+        together = steps_a_call(len(order))
         losses: list[Array] = []
         for first in range(begun, len(order), together):
-            chosen_SB = order[first : first + together]
-            fed = (self._cell, self._step_key, self._images, self._labels, chosen_SB)
-            state, values = _train_steps(program, state, *fed)
+            fed = (self.cell, self.step_key, self.images, self.labels, order[first : first + together])
+            state, values = train_steps(program, state, *fed)
             losses.append(values)
             if len(losses) > 1 and not np.isfinite(losses[-2]).all():  # a call late: the device never waits
                 break
             if stop and stop.requested:
                 break
-        self._check_finite(state, epoch, np.concatenate(losses).tolist(), epoch * len(order) + begun)
+        self.check_finite(state, epoch, np.concatenate(losses).tolist(), epoch * len(order) + begun)
         return state
 
-    def _check_finite(self, state: TrainState, epoch: int, losses: list[float], first_step: int) -> None:
-        remedy = f"lower learning_rate={self._program.config.learning_rate}, or check the images"
+    def start_clock(self) -> None:
+        """Seconds of an epoch's metrics are those since this."""
+        self._started = time.perf_counter()
+
+    def check_finite(self, state: TrainState, epoch: int, losses: list[float], first_step: int) -> None:
+        """Raises TrainingDivergedError where a loss since a step, or a weight, is not finite."""
+        remedy = f"lower learning_rate={self.program.config.learning_rate}, or check the images"
         for index, value in enumerate(losses):
             if not math.isfinite(value):
                 raise TrainingDivergedError(
@@ -440,9 +367,9 @@ class _Running:
         return {
             "epoch": epoch + 1,
             "train_loss": float(state.loss_sum) / steps,
-            "train_accuracy": int(state.right) / (steps * self._program.config.batch_size),
+            "train_accuracy": int(state.right) / (steps * self.program.config.batch_size),
             "validation_accuracy": evaluate(
-                self.model(state, {}), self._data.validation, one_program=self._program.genotype is None
+                self.model(state, {}), self._data.validation, one_program=self.program.genotype is None
             ),
             "seconds": round(seconds, 3),
         }

@@ -71,6 +71,33 @@ def test_the_table_grows_and_nothing_is_trained_twice(tmp_path, monkeypatch):
     assert "retest" in (tmp_path / "run" / "report.md").read_text()
 
 
+def test_batches():
+    wanted = [(0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
+    alone = trained_cells.batches(wanted, together=False)
+    assert [(seed, place) for seeds, place in alone for seed in seeds] == wanted
+    assert trained_cells.batches(wanted, together=True) == [((0, 1), 2), ((0, 1), 3), ((1,), 1)]
+
+
+@pytest.mark.slow
+def test_seeds_as_one_batch_make_the_same_table(tmp_path, monkeypatch):
+    def table(name):
+        scripts.start(SCRIPT, *SMOKE, "--out", str(tmp_path / name), "--cells", "2", "--seeds", "2")
+        return pl.read_parquet(tmp_path / name / "tables" / "trained_cells.parquet")
+
+    one_by_one = table("alone")
+    monkeypatch.setattr(trained_cells, "train", None)
+    real = trained_cells.batches
+    monkeypatch.setattr(trained_cells, "batches", lambda wanted, together: real(wanted, together=True))
+    at_once = table("together")
+    same = ["genotype", "seed", "half", "parameters", "memory_bytes"]
+    assert at_once[same].equals(one_by_one[same])
+    for name in ("synops", "firing_rate"):
+        np.testing.assert_allclose(at_once[name], one_by_one[name], rtol=0.02)
+    for name in ("validation_accuracy", "test_accuracy"):
+        np.testing.assert_allclose(at_once[name], one_by_one[name], atol=0.05)
+    assert (at_once["seconds"] > 0).all()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

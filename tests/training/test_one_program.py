@@ -57,7 +57,7 @@ def test_one_compilation_for_all(data):
     train(SPEC, SPACE.parse(CELLS[0]), data, config, one_program=True)
 
     def sizes() -> list[int]:
-        programs: list[Any] = [loop._train_steps, loop._right]
+        programs: list[Any] = [loop.train_steps, loop._right]
         return [program._cache_size() for program in programs]
 
     compiled = sizes()
@@ -68,12 +68,12 @@ def test_one_compilation_for_all(data):
 
 def test_what_a_cell_does_not_use_stays_as_it_was(data):
     row = SPACE.parse(CELLS[0])
-    program = loop._Program(SPEC, None, RECIPES["nesterov"], 4, data.mean, data.std, loop.devices_for(16))
+    program = loop.Program(SPEC, None, RECIPES["nesterov"], 4, data.mean, data.std, loop.devices_for(16))
     start = program.start(jax.random.key(0))
     before, used = jax.device_get(start.params), SPEC.layers(row).keys()
     chosen = jnp.arange(16)[None]
     fed = (jnp.asarray(row, jnp.int32), jax.random.key(1), data.train.images, data.train.labels, chosen)
-    after, _ = loop._train_steps(program, start, *fed)
+    after, _ = loop.train_steps(program, start, *fed)
     for layer, entry in jax.device_get(after.params).items():
         moved = any((entry[name] != before[layer][name]).any() for name in entry)
         assert moved == (layer in used), layer

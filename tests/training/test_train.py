@@ -126,13 +126,13 @@ def test_spikes_do_not_depend_on_the_batch(model):
 
 def test_a_loss_that_is_no_number_stops_at_once(tmp_path, monkeypatch):
     steps = []
-    step = training._train_steps
+    step = training.train_steps
 
     def counted(*arguments: Any) -> Any:
         steps.append(1)
         return step(*arguments)
 
-    monkeypatch.setattr(training, "_train_steps", counted)
+    monkeypatch.setattr(training, "train_steps", counted)
     config = TrainConfig(epochs=50, batch_size=4, learning_rate=1e30)
     with pytest.raises(training.TrainingDivergedError, match=r"the loss is (nan|inf) at step \d+") as error:
         run(tmp_path, config=config)
@@ -200,9 +200,9 @@ def counted(function, before):
         return function(*arguments)
     return call
 if moment == "step":
-    t.training._train_steps = counted(t.training._train_steps, die)
+    t.training.train_steps = counted(t.training.train_steps, die)
 elif moment == "asked":
-    t.training._train_steps = counted(t.training._train_steps, ask)
+    t.training.train_steps = counted(t.training.train_steps, ask)
 elif moment == "before save":
     TrainingCheckpoints.save = counted(TrainingCheckpoints.save, die)
 else:
@@ -271,7 +271,7 @@ def test_trained_so_far_it_goes_on_to_the_same_weights(model, saved, tmp_path):
 
 
 def test_a_finished_run_is_not_trained_again(model, saved, monkeypatch):
-    monkeypatch.setattr(training, "_train_steps", None)
+    monkeypatch.setattr(training, "train_steps", None)
     before = (saved / "metrics.jsonl").read_bytes()
     again = run(saved)
     assert_same_weights(again, model)
@@ -357,7 +357,7 @@ def test_the_log_is_a_copy_of_what_is_sealed_and_is_written_anew(log, saved, tmp
 
 def test_weights_that_the_last_update_breaks_are_not_saved(tmp_path, monkeypatch):
     """The loss of a step is that before its update, so it tells nothing of the last one."""
-    step, last = training._train_steps, 2 * (70 // 16)
+    step, last = training.train_steps, 2 * (70 // 16)
 
     def breaking(*arguments: Any) -> Any:
         state, loss = step(*arguments)
@@ -365,7 +365,7 @@ def test_weights_that_the_last_update_breaks_are_not_saved(tmp_path, monkeypatch
             state = state.replace(params=jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), state.params))
         return state, loss
 
-    monkeypatch.setattr(training, "_train_steps", breaking)
+    monkeypatch.setattr(training, "train_steps", breaking)
     config = TrainConfig(epochs=2, batch_size=16)
     with pytest.raises(
         training.TrainingDivergedError, match=r"not finite after epoch 2: .*checkpoint: step 4"
@@ -505,11 +505,11 @@ def test_a_training_is_its_recipes_parts_put_together(config):
 @pytest.mark.parametrize("precision", recipe.PRECISIONS)
 def test_the_precision_is_that_of_the_program(precision):
     config = TrainConfig(batch_size=8, precision=precision)
-    plan = training._Program(SPEC, hashable(CELL), config, 10, (0.5,), (0.2,), devices.devices_for(8))
+    plan = training.Program(SPEC, hashable(CELL), config, 10, (0.5,), (0.2,), devices.devices_for(8))
     images, labels = jnp.zeros((8, 8, 8, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
     chosen = jnp.zeros((1, 8), jnp.int32)
     state = jax.eval_shape(lambda: plan.start(jax.random.key(0)))
-    program = training._train_steps.lower(plan, state, (), jax.random.key(0), images, labels, chosen).as_text()
+    program = training.train_steps.lower(plan, state, (), jax.random.key(0), images, labels, chosen).as_text()
     assert ("bf16" in program) == (precision == "bfloat16")
 
 

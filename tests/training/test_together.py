@@ -1,0 +1,70 @@
+"""Trainings as one batch are those that would have been made one by one."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from spikernel_jax import CellSpace, NetworkSpec, TrainConfig, evaluate, load_dataset, train, train_together
+from spikernel_jax.training import step
+from spikernel_jax.training.loop import TrainingDivergedError
+
+SPACE = CellSpace(operations=("zero", "skip", "conv3", "avgpool3"))
+SPEC = NetworkSpec((28, 28, 1), 10, SPACE, channels=2, time_steps=2, stem_stride=2, dropout=0.2)
+CELLS = ("0>1:conv3 0>2:avgpool3 1>2:conv3 0>3:skip 2>3:conv3", "0>1:conv3 1>3:skip 0>3:conv3")
+RECIPES = {
+    "sgd": TrainConfig(epochs=2, batch_size=16, flip=True, padding=2, mix="mixup"),
+    "nesterov": TrainConfig(epochs=2, batch_size=16, optimiser="nesterov", ema=0.9),
+    "muon": TrainConfig(epochs=2, batch_size=16, optimiser="muon", learning_rate=0.02),
+}
+SEEDS = (3, 0, 7)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("mnist5k", limit_train=40, limit_validation=24, limit_test=8)
+
+
+@pytest.mark.parametrize(("recipe", "one_program"), [("sgd", False), ("nesterov", True), ("muon", False)])
+def test_each_is_the_training_of_its_seed(recipe, one_program, data):
+    row, config = SPACE.parse(CELLS[0]), RECIPES[recipe]
+    records = []
+    models = train_together(SPEC, row, data, config, SEEDS, one_program=one_program, progress=records.append)
+    assert [[own["epoch"] for own in record] for record in records] == [[1] * 3, [2] * 3]
+    for number, (seed, ours) in enumerate(zip(SEEDS, models, strict=True)):
+        alone = []
+        theirs = train(SPEC, row, data, config, seed=seed, one_program=one_program, progress=alone.append)
+        assert jax.tree.structure(ours.params) == jax.tree.structure(theirs.params)
+        leaves = jax.tree.leaves_with_path((ours.params, ours.stats))
+        for (path, a), b in zip(leaves, jax.tree.leaves((theirs.params, theirs.stats)), strict=True):
+            # A bias before a norm has a gradient of rounding alone, of which Adam makes a step, and statistics follow.
+            if recipe == "muon" and "kernel" not in str(path[-1]):
+                continue
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        assert ours.genotype == theirs.genotype
+        assert ours.metrics.keys() == theirs.metrics.keys()
+        for epoch, record in enumerate(alone):
+            assert records[epoch][number]["train_loss"] == pytest.approx(record["train_loss"], rel=1e-4)
+        assert ours.metrics["validation_accuracy"] == evaluate(ours, data.validation)
+    assert len({model.metrics["train_loss"] for model in models}) == len(SEEDS)
+
+
+def test_cells_share_one_program(data):
+    program: Any = step.train_steps_together
+    sizes = []
+    for cell in CELLS:
+        train_together(SPEC, SPACE.parse(cell), data, RECIPES["nesterov"], SEEDS, one_program=True)
+        sizes.append(program._cache_size())
+    assert sizes[0] == sizes[1] > 0
+
+
+def test_one_that_diverges_is_said(data):
+    wild = TrainConfig(epochs=1, batch_size=16, learning_rate=1e30)
+    with pytest.raises(TrainingDivergedError, match="lower learning_rate"):
+        train_together(SPEC, SPACE.parse(CELLS[1]), data, wild, (0, 1))
+
+
+def test_no_seed_is_refused(data):
+    with pytest.raises(ValueError, match="must hold at least one"):
+        train_together(SPEC, SPACE.parse(CELLS[1]), data, RECIPES["sgd"], ())
