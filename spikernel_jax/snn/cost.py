@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.operations.convolution import taps
-from spikernel_jax.snn.spec import CELLS, NetworkSpec
+from spikernel_jax.snn.spec import CELLS, NetworkSpec, layer_name
 
 PJ_PER_MAC = 4.6
 PJ_PER_SYNOP = 0.9
@@ -174,33 +174,54 @@ def width_for(spec: NetworkSpec, genotype: ArrayLike, parameters: int) -> int:
     return nearest_width(at, parameters)
 
 
-def fan_out(spec: NetworkSpec, genotype: ArrayLike) -> dict[str, NDArray[np.int64]]:
-    """Connections that one spike of each LIF site drives, by the place of its neuron.
+class Connection(NamedTuple):
+    """What the spikes of a LIF site drive."""
+
+    name: str  # of an edge's operation, ``cell1.e01.conv3``, or of a layer outside the cells
+    site: str
+    fan_out: NDArray[np.int64]  # connections that a spike drives by the place of its neuron, [H, W]; [1, 1] of the head
+
+
+def connections(spec: NetworkSpec, genotype: ArrayLike) -> list[Connection]:
+    """Everything that reads spikes, in the order in which it runs.
+
+    Near a border taps of a kernel fall on padding, and are no connections. Shortcuts of spikes have a fan-out of 0.
 
     Args:
       spec: the network.
       genotype: one, [E] or [2, E].
-
-    Returns:
-      int64 [H, W] by site, all channels alike; [1, 1] for the head's. Near a border taps of a kernel fall on padding,
-      and are none. 0 of shortcuts alone.
     """
-    space = spec.space
-    result: dict[str, NDArray[np.int64]] = {}
+    space, found = spec.space, []
     for index, (cell, codes) in enumerate(zip(CELLS, spec.codes(np.asarray(genotype)), strict=True)):
-        for (source, _), code in zip(space.edges, codes, strict=True):
+        for edge, code in zip(space.edges, codes, strict=True):
             for reader in spec.readers:
                 if reader.codes[code]:
-                    reached = space.operation(code).fan_out(spec.cell_size(index), spec.cell_channels(index))
-                    site = reader.site(cell, source)
-                    result[site] = result.get(site, 0) + reached
-    result["transition"] = taps(spec.cell_size(0), (3, 3)) * spec.cell_channels(1)
+                    operation = space.operation(code)
+                    reached = operation.fan_out(spec.cell_size(index), spec.cell_channels(index))
+                    found.append(
+                        Connection(layer_name(cell, edge, operation.name), reader.site(cell, edge[0]), reached)
+                    )
+        if index == 0:
+            reached = taps(spec.cell_size(0), (3, 3)) * spec.cell_channels(1)
+            found.append(Connection("transition.conv", "transition", reached))
     last = np.full(spec.cell_size(1), spec.head_hidden if spec.head == "snasnet" else spec.outputs)
     if spec.head == "snasnet":
         h, w = (side * spec.head_pool for side in spec.pooled_size)
         last[h:], last[:, w:] = 0, 0  # what pooling leaves over
-        result["head"] = np.full((1, 1), spec.outputs)
-    result["last"] = last
+        hidden = Connection("head.out", "head", np.full((1, 1), spec.outputs))
+        return [*found, Connection("head.hidden", "last", last), hidden]
+    return [*found, Connection("head.out", "last", last)]
+
+
+def fan_out(spec: NetworkSpec, genotype: ArrayLike) -> dict[str, NDArray[np.int64]]:
+    """`connections` that one spike of each LIF site drives, by the place of its neuron.
+
+    Returns:
+      int64 [H, W] by site, all channels alike; [1, 1] for the head's. 0 of shortcuts alone.
+    """
+    result: dict[str, NDArray[np.int64]] = {}
+    for own in connections(spec, genotype):
+        result[own.site] = result.get(own.site, 0) + own.fan_out
     return result
 
 

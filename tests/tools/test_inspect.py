@@ -1,0 +1,85 @@
+"""The costs of a network on the screen and in a file: of a checkpoint, of a cell, and what is refused."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import scripts
+from spikernel_jax import CellSpace, Model, NetworkSpec, load_dataset, save_model
+from spikernel_jax.snn import cost, network
+from spikernel_jax.training.loop import measure_spikes
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "inspect_model.py"
+CELL = "0>1:conv3 0>2:conv5 1>2:conv3 2>3:conv3 0>3:skip"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    spec = NetworkSpec((28, 28, 1), 10, CellSpace((3, 5)), channels=2, time_steps=2, stem_stride=2)
+    row = tuple(spec.space.parse(CELL).tolist())
+    model = Model(spec, row, *network.init(jax.random.key(0), spec, row), (0.13,), (0.31,), {"data": "mnist5k"})
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save_model(folder, model)
+    return folder, model
+
+
+def test_a_checkpoint_is_measured_on_validation_images(checkpoint, tmp_path, capsys):
+    folder, model = checkpoint
+    scripts.start(SCRIPT, str(folder), "--images", "30", "--bits", "4", "--json", str(tmp_path / "costs.json"))
+    found = json.loads((tmp_path / "costs.json").read_text())
+    spikes = measure_spikes(model, load_dataset("mnist5k", limit_validation=30).validation)
+    row = np.asarray(model.genotype)
+    synops = cost.synaptic_operations(model.spec, row, spikes)
+    assert found["whole"]["synops"] == pytest.approx(synops)
+    assert found["whole"]["energy_nj"] == pytest.approx(cost.energy_nj(model.spec, row, synops))
+    assert found["whole"]["memory_bytes"] == cost.costs(model.spec, row[None], 4).memory_bytes[0]
+    neurons = sum(site.neurons for site in model.spec.sites(row).values())
+    rate = sum(own.sum() for own in spikes.values()) / (2 * neurons)
+    assert found["whole"]["firing_rate"] == pytest.approx(rate)
+    said = capsys.readouterr().out
+    assert "of 30 validation images of mnist5k" in said
+    for part in found["parts"]:
+        assert f"| {part['name']} |" in said
+    assert "not counted: batch norm" in said
+
+
+def test_a_cell_in_closed_form(tmp_path, capsys):
+    given = ("--cell", "0>1:dwconv5 1>3:conv3@0.5 0>3:skip", "--channels", "3", "--time-steps", "4")
+    scripts.start(SCRIPT, *given, "--json", str(tmp_path / "costs.json"))
+    found = json.loads((tmp_path / "costs.json").read_text())
+    space = CellSpace(operations=("zero", "skip", "dwconv5", "conv3@0.5"))
+    spec = NetworkSpec((28, 28, 1), 10, space, channels=3, time_steps=4, stem_stride=2)
+    row = space.parse("0>1:dwconv5 1>3:conv3@0.5 0>3:skip")
+    assert found["whole"]["parameters"] == cost.parameters_of(spec, row)
+    assert found["whole"]["macs"] == cost.macs(spec, row)
+    assert found["whole"]["synops"] is None
+    assert "not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "give the folder of a checkpoint, or --cell, one of both"),
+        (("absent",), "absent: no such model folder"),
+        (("absent", "--cell", "0>3:conv3"), "one of both"),
+        (("{model}", "--channels", "4"), "--channels and --time-steps are of --cell"),
+        (("{model}", "--bits", "0"), "bits=0"),
+        (("{model}", "--images", "-1"), "--images -1 must be at least 0"),
+        (("{model}", "--data", "mars"), "mars"),
+        (("{other}",), "does not say which data it was trained on"),
+        (("{other}", "--data", "mnist5k"), "images are (28, 28, 1), the checkpoint's (8, 8, 1)"),
+        (("--cell", "0>3:conv4"), "conv4"),
+        (("--cell", "hello"), "hello"),
+    ],
+)
+def test_bad_input_is_one_line(options, words, checkpoint, tmp_path, capsys):
+    target = tmp_path / "costs.json"
+    spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=1, time_steps=1)
+    row = tuple(spec.space.parse("0>3:skip").tolist())
+    save_model(tmp_path / "other", Model(spec, row, *network.init(jax.random.key(0), spec, row), (0.5,), (0.3,)))
+    given = [option.format(model=checkpoint[0], other=tmp_path / "other") for option in options]
+    assert words in scripts.refused(SCRIPT, capsys, *given, "--json", str(target))
+    assert not target.exists()
