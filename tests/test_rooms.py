@@ -12,7 +12,7 @@ FLOORS = (  # rooms of one floor know nothing of each other
     {"cells"},
     {"data"},
     {"snn"},
-    {"scoring", "training"},
+    {"scoring", "training", "embedded"},
     {"search"},
     {"report"},
     {"pipeline"},

@@ -120,6 +120,23 @@ class NeuronSpec:
         return starts
 
 
+def constants(spec: NeuronSpec, learned: Mapping[str, Any]) -> tuple[float, float]:
+    """Leak 1/tau and threshold of a layer of the lif model with these learned scalars, those that it has.
+
+    Raises:
+      ValueError: of another model.
+    """
+    if spec.model != "lif":
+        raise ValueError(f"model={spec.model!r}: want 'lif'")
+    leak, threshold = 1 / spec.tau, spec.v_threshold
+    if "leak_logit" in learned:
+        leak = 1 / (1 + math.exp(-float(learned["leak_logit"])))
+    if "threshold_raw" in learned:
+        floor = max(spec.v_reset, 0.0)
+        threshold = floor + (threshold - floor) * math.log1p(math.exp(float(learned["threshold_raw"]))) / math.log(2)
+    return leak, threshold
+
+
 def surrogate_derivative(spec: NeuronSpec, u: Array) -> Array:
     """The derivative that stands in for H'(u), u = v - v_threshold, elementwise, dtype of `u`."""
     default, derivative = _SURROGATES[spec.surrogate]

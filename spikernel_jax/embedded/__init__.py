@@ -1,0 +1,1 @@
+"""What a finished network is on a device: integers alone."""

@@ -1,0 +1,193 @@
+"""Runs a program of integers in JAX: the executable specification of what a device computes."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from spikernel_jax.embedded import program as ops
+from spikernel_jax.embedded.bounds import half
+from spikernel_jax.embedded.program import Buffer, Instruction, Program, Scale
+
+Array = jax.Array
+Values = dict[str, Array]  # buffers, int32 [B, H, W, C]
+_EXACT = 1 << 24  # whole numbers up to here are float32's
+
+
+class Result(NamedTuple):
+    """What comes out."""
+
+    logits_BK: np.ndarray  # int32, in units of `Program.logit`
+    spikes: dict[str, np.ndarray]  # of each image and time step, [T, B] by LIF site
+
+
+def run(program: Program, images_BHWC: Any, batch_size: int = 256) -> Result:
+    """Logits and spike counts of images.
+
+    Args:
+      program: of `lower.lower`.
+      images_BHWC: uint8 pixels.
+      batch_size: images at a time; results do not depend on it.
+
+    Returns:
+      The result, as NumPy arrays.
+
+    Raises:
+      ValueError: where images are not uint8, or of another shape.
+    """
+    images = np.asarray(images_BHWC)
+    if images.dtype != np.uint8 or images.shape[1:] != program.buffers["image"].shape:
+        want = f"uint8 [B, {', '.join(map(str, program.buffers['image'].shape))}]"
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}: want {want}")
+    forward = _compiled(program)
+    parts = []
+    for start in range(0, len(images), batch_size):
+        some = images[start : start + batch_size]
+        padded = np.concatenate([some, np.zeros((min(batch_size, len(images)) - len(some), *some.shape[1:]), np.uint8)])
+        logits, spikes = jax.device_get(forward(padded))
+        parts.append((logits[: len(some)], {site: own[:, : len(some)] for site, own in spikes.items()}))
+    logits_BK = np.concatenate([own for own, _ in parts])
+    return Result(logits_BK, {site: np.concatenate([own[site] for _, own in parts], 1) for site in program.sites})
+
+
+@functools.lru_cache(maxsize=16)  # programs are compared by identity
+def _compiled(program: Program) -> Any:
+    return jax.jit(functools.partial(_forward, program))
+
+
+def _forward(program: Program, images_BHWC: Array) -> tuple[Array, dict[str, Array]]:
+    table, channels = jnp.asarray(program.table, jnp.int32), jnp.arange(images_BHWC.shape[-1])
+    batch = len(images_BHWC)
+    now: Values = {"image": table[images_BHWC.astype(jnp.int32), channels]}
+    kept = {
+        name: jnp.zeros((batch, *buffer.shape), jnp.int32) for name, buffer in program.buffers.items() if buffer.kept
+    }
+    now = _go(program, program.once, now | kept)
+    static = {name: value for name, value in now.items() if name not in kept}
+
+    def step(kept: Values, _: None) -> tuple[Values, dict[str, Array]]:
+        then = _go(program, program.step, static | kept)
+        counts = {site: then[site].sum((1, 2, 3)) for site in program.sites}
+        return {name: then[name] for name in kept}, counts
+
+    kept, spikes = lax.scan(step, {name: now[name] for name in kept}, None, length=program.time_steps)
+    now = _go(program, program.end, static | kept)
+    return now["logits"][:, 0, 0], spikes
+
+
+def _go(program: Program, instructions: tuple[Instruction, ...], now: Values) -> Values:
+    now = dict(now)
+    for own in instructions:
+        if isinstance(own, ops.Fire):
+            now[own.target], now[own.state] = _fire(own, now[own.source], now[own.state])
+            continue
+        made = _made(own, now, program.buffers)
+        now[own.target] = now[own.target] + made if own.add else made
+    return now
+
+
+def _fire(own: ops.Fire, x: Array, v: Array) -> tuple[Array, Array]:
+    rounding = int(half(own.leak_shift))
+    v = v + (((x - (v - own.reset)) * own.leak + rounding) >> own.leak_shift)
+    fired = v >= own.threshold
+    return fired.astype(jnp.int32), jnp.where(fired, v - own.threshold if own.soft else own.reset, v)
+
+
+def _scaled(x: Array, scale: Scale) -> Array:
+    multiplier, shift, rounding = (jnp.asarray(own, jnp.int32) for own in (*scale, half(scale.shift)))
+    return (x * multiplier + rounding) >> shift
+
+
+@functools.singledispatch
+def _made(own: Instruction, now: Values, buffers: dict[str, Buffer]) -> Array:
+    raise TypeError(type(own).__name__)
+
+
+@_made.register
+def _(own: ops.Convolve, now: Values, buffers: dict[str, Buffer]) -> Array:
+    sums = _convolved(now[own.source], own, _largest(own.weights, buffers[own.source]))
+    return _scaled(sums, own.scale) + jnp.asarray(own.bias, jnp.int32)
+
+
+def _largest(weights: np.ndarray, buffer: Buffer) -> int:
+    """What no partial sum passes."""
+    value = 1 if buffer.bits == 1 else 2 ** (buffer.bits - 1)
+    return int(np.abs(weights).sum(tuple(range(weights.ndim - 1))).max()) * value
+
+
+def _convolved(x: Array, own: ops.Convolve, largest: int) -> Array:
+    """Sums of products; by float32, whose convolutions are fast, where every partial sum is a whole number of its."""
+    dtype = jnp.float32 if largest < _EXACT else jnp.int32
+    down, across = (own.dilation * (k - 1) // 2 for k in own.weights.shape[:2])
+    y = lax.conv_general_dilated(
+        x.astype(dtype),
+        jnp.asarray(own.weights, dtype),
+        (own.stride, own.stride),
+        ((down, down), (across, across)),
+        rhs_dilation=(own.dilation, own.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=own.groups,
+        precision=lax.Precision.HIGHEST,
+    )
+    return y.astype(jnp.int32)
+
+
+@_made.register
+def _(own: ops.Affine, now: Values, buffers: dict[str, Buffer]) -> Array:
+    return _scaled(now[own.source], own.scale) + jnp.asarray(own.bias, jnp.int32)
+
+
+@_made.register
+def _(own: ops.Shift, now: Values, buffers: dict[str, Buffer]) -> Array:
+    return now[own.source] << own.left
+
+
+def _windows(x: Array, window: int, join: Any) -> Array:
+    pad, (height, width) = window // 2, x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows = functools.reduce(join, (x[:, i : i + height] for i in range(window)))
+    return functools.reduce(join, (rows[:, :, i : i + width] for i in range(window)))
+
+
+@_made.register
+def _(own: ops.AveragePool, now: Values, buffers: dict[str, Buffer]) -> Array:
+    return _scaled(_windows(now[own.source], own.window, jnp.add), own.scale)
+
+
+@_made.register
+def _(own: ops.MaxPool, now: Values, buffers: dict[str, Buffer]) -> Array:
+    return _windows(now[own.source], own.window, jnp.maximum) << own.left
+
+
+def _blocks(x: Array, high: int, wide: int) -> Array:
+    """Sums over blocks, [B, H/high, W/wide, C]."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // high, width // wide
+    x = x[:, : rows * high, : columns * wide].reshape(batch, rows, high, columns, wide, channels)
+    return x.sum((2, 4))
+
+
+@_made.register
+def _(own: ops.Halve, now: Values, buffers: dict[str, Buffer]) -> Array:
+    return (_blocks(now[own.source], 2, 2) + 2) >> 2
+
+
+@_made.register
+def _(own: ops.Count, now: Values, buffers: dict[str, Buffer]) -> Array:
+    return _blocks(now[own.source], *own.side)
+
+
+@_made.register
+def _(own: ops.Linear, now: Values, buffers: dict[str, Buffer]) -> Array:
+    x = now[own.source].reshape(len(now[own.source]), -1)
+    # A dot of whole numbers in float32 would not be exact where counts are large.
+    sums = jnp.einsum("bi,io->bo", x, jnp.asarray(own.weights, jnp.int32))
+    return (_scaled(sums, own.scale) + jnp.asarray(own.bias, jnp.int32))[:, None, None]
+
+
+@_made.register
+def _(own: ops.Clear, now: Values, buffers: dict[str, Buffer]) -> Array:
+    return jnp.zeros((len(next(iter(now.values()))), *buffers[own.target].shape), jnp.int32)

@@ -1,0 +1,340 @@
+"""A model as a program of integers: batch norm folded, weights rounded, fractions as fine as the widths allow.
+
+Weights are symmetric whole numbers of `bits`, with a scale for each output channel. Currents and membranes have `width`
+bits. A batch norm behind a convolution goes into its weights and bias; one without a convolution before it stays as a
+scale and a bias. Running statistics are those of every time step.
+
+Sources: Jacob et al., CVPR 2018 (multiplier and shift); Nagel et al., 2021, arXiv 2106.08295 (folding).
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikernel_jax.embedded import program as ops
+from spikernel_jax.embedded.bounds import ACCUMULATOR, TooWideError, check
+from spikernel_jax.embedded.program import Buffer, Instruction, Program, Scale
+from spikernel_jax.operations.operation import Operation
+from spikernel_jax.snn import neurons
+from spikernel_jax.snn.layers import BN_EPSILON
+from spikernel_jax.snn.model import Model
+from spikernel_jax.snn.spec import CELLS, layer_name
+
+Floats = NDArray[np.float64]
+WEIGHT_BITS = (2, 8)
+WIDTHS = (8, 16)
+_MULTIPLIER = 12  # bits of a scale's multiplier, at most
+_LEAK_SHIFT = 12
+_FINEST = 14  # bits behind the point of what needs fewer before it
+_PIXEL = 8  # of a normalised pixel
+
+
+def lower(model: Model, bits: int = 8, width: int = 16) -> Program:
+    """The program of a model.
+
+    Args:
+      model: trained.
+      bits: of weights, from 2 to 8.
+      width: of currents and membranes, from 8 to 16.
+
+    Returns:
+      A program that `bounds.check` has proven free of overflow.
+
+    Raises:
+      ValueError: on a width that cannot be, a neuron or an operation that has no such form, or a network whose currents
+        do not fit.
+
+    Example:
+      >>> import jax
+      >>> from spikernel_jax import CellSpace, Model, NetworkSpec
+      >>> from spikernel_jax.embedded.lower import lower
+      >>> from spikernel_jax.snn import network
+      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=1)
+      >>> cell = tuple(spec.space.parse("0>3:conv3").tolist())
+      >>> program = lower(Model(spec, cell, *network.init(jax.random.key(0), spec, cell), (0.5,), (0.3,)), bits=4)
+      >>> program.buffers["cell1.node0"].shape
+      (8, 8, 2)
+    """
+    for name, value, (least, most) in (("bits", bits, WEIGHT_BITS), ("width", width, WIDTHS)):
+        if not (isinstance(value, int) and least <= value <= most):
+            raise ValueError(f"{name}={value!r} must be a whole number from {least} to {most}")
+    fractions: dict[str, int] = {}
+    domains: dict[str, str] = {}
+    while True:
+        try:
+            program = _Builder(model, bits, width, fractions, domains).program
+            check(program)
+        except TooWideError as error:
+            domain = domains.get(error.buffer, "")
+            if fractions.get(domain, 0) <= 0:
+                raise ValueError(f"width={width}, bits={bits}: {error}; give wider ones") from None
+            fractions[domain] -= 1
+            continue
+        return program
+
+
+def quantised(weights: Floats, bits: int) -> tuple[NDArray[np.int64], Floats]:
+    """Symmetric whole numbers of so many bits, and what one is worth in each output channel, [C]."""
+    most = 2 ** (bits - 1) - 1
+    unit = np.abs(weights).max(tuple(range(weights.ndim - 1))) / most
+    unit = np.where(unit > 0, unit, 1.0)
+    return np.clip(np.rint(weights / unit), -most, most).astype(np.int64), unit
+
+
+def scale_of(factor: Floats, largest: int) -> Scale:
+    """Multipliers and shifts nearest to factors [C], whose products with values up to `largest` fit 32 bits.
+
+    Raises:
+      OverflowError: if none does.
+    """
+    room = ACCUMULATOR - 2 - max(1, largest).bit_length()
+    multipliers, shifts = [], []
+    for own in np.atleast_1d(factor):
+        bits = min(_MULTIPLIER, room)
+        if bits < 1 or not math.isfinite(own):
+            raise OverflowError
+        shift = 0 if own == 0 else min(30, max(0, bits - math.frexp(abs(own))[1]))
+        multiplier = int(np.rint(own * 2.0**shift))
+        if abs(multiplier) > 2**room:
+            raise OverflowError
+        multipliers.append(multiplier)
+        shifts.append(shift)
+    return Scale(np.array(multipliers, np.int64), np.array(shifts, np.int64))
+
+
+class _Builder:
+    """One attempt, with the fractions that are given; those of domains that are not there yet begin at the finest.
+
+    A domain is what shares a fraction: all currents and membranes of a cell, for example, since they are summed.
+    """
+
+    def __init__(self, model: Model, bits: int, width: int, fractions: dict[str, int], domains: dict[str, str]):
+        self.model, self.spec, self.bits, self.width = model, model.spec, bits, width
+        self.fractions, self.domains = fractions, domains  # of domains; of buffers
+        spec = self.spec
+        self.params = {name: {k: np.asarray(v, np.float64) for k, v in own.items()} for name, own in
+                       model.params.items()}  # fmt: skip
+        self.stats = {name: {k: np.asarray(v, np.float64) for k, v in own.items()} for name, own in
+                      model.stats.items()}  # fmt: skip
+        self.buffers: dict[str, Buffer] = {}
+        self.once: list[Instruction] = []
+        self.step: list[Instruction] = []
+        self.end: list[Instruction] = []
+        table = self._image()
+        self._stem()
+        for index, cell in enumerate(CELLS):
+            self._cell(index, cell)
+            if index == 0:
+                self._transition()
+        logit = self._head()
+        self.program = Program(
+            table, self.buffers, tuple(self.once), tuple(self.step), tuple(self.end), spec.time_steps, bits, logit
+        )
+
+    # Buffers
+
+    def fraction(self, domain: str) -> int:
+        return self.fractions.setdefault(domain, min(_FINEST, self.width - 2))
+
+    def currents(self, name: str, shape: tuple[int, int, int], domain: str, *, kept: bool = False) -> str:
+        self.buffers[name] = Buffer(shape, self.width, self.fraction(domain), kept)
+        self.domains[name] = domain
+        return name
+
+    def spikes(self, name: str, shape: tuple[int, int, int]) -> str:
+        self.buffers[name] = Buffer(shape, 1)
+        return name
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        return *self.spec.cell_size(index), self.spec.cell_channels(index)
+
+    # Arithmetic
+
+    def norm(self, name: str) -> tuple[Floats, Floats]:
+        """What batch norm does at inference: scale and bias of each channel."""
+        own, running = self.params[name], self.stats[name]
+        gain = self.spec.neuron.v_threshold if self.spec.norm == "over_time" and name != "stem" else 1.0
+        scale = gain * own["scale"] / np.sqrt(running["var"] + BN_EPSILON)
+        return scale, own["bias"] - running["mean"] * scale
+
+    def scaled(self, factor: Floats, largest: int, target: str) -> Scale:
+        try:
+            return scale_of(factor, largest)
+        except OverflowError:
+            raise TooWideError(target, ACCUMULATOR) from None
+
+    def largest(self, name: str) -> int:
+        buffer = self.buffers[name]
+        return 1 if buffer.bits == 1 else 2 ** (buffer.bits - 1)
+
+    def convolve(
+        self, source: str, target: str, layer: str, *, norm: bool = True, add: bool = False, **fields: Any
+    ) -> ops.Convolve:
+        weights, bias = self.params[layer]["kernel"], 0.0
+        if norm:
+            scale, bias = self.norm(layer)
+            weights = weights * scale
+        whole, unit = quantised(weights, self.bits)
+        into, out = self.buffers[target].fraction, self.buffers[source].fraction
+        largest = int(np.abs(whole).sum((0, 1, 2)).max()) * self.largest(source)
+        scale = self.scaled(unit * 2.0 ** (into - out), largest, target)
+        bias = np.rint(np.broadcast_to(bias * 2.0**into, unit.shape)).astype(np.int64)
+        return ops.Convolve(source, target, whole, scale, bias, add=add, **fields)
+
+    def affine(self, source: str, target: str, layer: str) -> ops.Affine:
+        scale, bias = self.norm(layer)
+        into, out = self.buffers[target].fraction, self.buffers[source].fraction
+        factor = self.scaled(scale * 2.0 ** (into - out), self.largest(source), target)
+        return ops.Affine(source, target, factor, np.rint(bias * 2.0**into).astype(np.int64))
+
+    def fire(self, site: str, source: str, neuron: neurons.NeuronSpec, domain: str) -> ops.Fire:
+        shape, unit = self.buffers[source].shape, 2.0 ** self.fraction(domain)
+        leak, threshold = neurons.constants(neuron, self.params.get(site, {}))
+        state = self.currents(f"{site}.membrane", shape, domain, kept=True)
+        target = self.spikes(site, shape)
+        # Held where a value can be: a threshold that rounds to 0 would let every neuron fire.
+        return ops.Fire(source, target, state, round(leak * 2**_LEAK_SHIFT), _LEAK_SHIFT,
+                        max(1, round(threshold * unit)), round(neuron.v_reset * unit),
+                        neuron.reset == "soft")  # fmt: skip
+
+    # Parts of the network
+
+    def _image(self) -> NDArray[np.int64]:
+        mean, std = (np.asarray(own, np.float64) for own in (self.model.mean, self.model.std))
+        pixels = (np.arange(256)[:, None] / 255 - mean) / std
+        table = np.rint(pixels * 2**_PIXEL).astype(np.int64)
+        self.buffers["image"] = Buffer(self.spec.image_shape, 1 + int(np.abs(table).max()).bit_length(), _PIXEL)
+        return table
+
+    def _stem(self) -> None:
+        self.currents("stem", self.shape(0), CELLS[0])
+        self.once.append(self.convolve("image", "stem", "stem", stride=self.spec.stem_stride))
+
+    def _cell(self, index: int, cell: str) -> None:
+        spec, space, shape = self.spec, self.spec.space, self.shape(index)
+        held = {edge: code for edge, code in zip(space.edges, self._codes()[index], strict=True) if code}
+        sites = spec.sites(self.model.genotype)
+        entry = "stem" if index == 0 else "transition.out"
+        values = {0: entry}
+        if space.feedback:
+            for node in range(3):
+                self.currents(f"{cell}.feedback{node}", shape, cell, kept=True)
+        for node in range(4):
+            if node or space.feedback:
+                values[node] = name = self.currents(f"{cell}.value{node}", shape, cell)
+                sources = [source for source in range(node) if (source, node) in held]
+                fed = [entry] * (node == 0) + [f"{cell}.feedback{node}"] * (space.feedback and node < 3)
+                started = False
+                for source in fed:
+                    self.step.append(ops.Shift(source, name, add=started))
+                    started = True
+                for source in sources:
+                    self._edge(index, cell, (source, node), held[source, node], values[source], name, add=started)
+                    started = True
+                if not started:
+                    self.step.append(ops.Clear(name, name))
+            for reader in spec.readers:
+                if (site := reader.site(cell, node)) in sites:
+                    self.step.append(self.fire(site, values[node], reader.neuron, cell))
+        for node in range(3 * space.feedback):
+            name, started = f"{cell}.feedback{node}", False
+            for source in range(node + 1, 4):
+                if (source, node) in held:
+                    self._edge(index, cell, (source, node), held[source, node], values[source], name, add=started)
+                    started = True
+            if not started:
+                self.step.append(ops.Clear(name, name))
+
+    def _codes(self) -> tuple[Any, Any]:
+        return self.spec.codes(np.asarray(self.model.genotype))
+
+    def _edge(
+        self, index: int, cell: str, edge: tuple[int, int], code: int, value: str, target: str, *, add: bool
+    ) -> None:
+        """What an edge's operation adds to its target, or begins it with."""
+        operation = self.spec.space.operation(code)
+        reader = next((own for own in self.spec.readers if own.codes[code]), None)
+        source = value if reader is None else reader.site(cell, edge[0])
+        spiking = self.buffers[source].bits == 1
+        left = self.buffers[target].fraction if spiking else 0
+        made: Instruction
+        if operation.primitive == "identity":
+            made = ops.Shift(source, target, left=left, add=add)
+        elif operation.primitive == "average_pool":
+            window = operation.window
+            scale = self.scaled(np.array([2.0**left / window**2]), self.largest(source) * window**2, target)
+            made = ops.AveragePool(source, target, window, scale, add=add)
+        elif operation.primitive == "max_pool" and spiking:
+            made = ops.MaxPool(source, target, operation.window, left, add=add)
+        elif operation.primitive == "layers":
+            self._layers(index, layer_name(cell, edge, operation.name), operation, source, target, add=add)
+            return
+        else:
+            raise ValueError(f"operation {operation.name!r} has no form of integers: its primitive is "
+                             f"{operation.primitive!r}")  # fmt: skip
+        self.step.append(made)
+
+    def _layers(self, index: int, name: str, operation: Operation, source: str, target: str, *, add: bool) -> None:
+        """Convolutions one after another; what is between them has a fraction of its own."""
+        layers = operation.layers(self.spec.cell_channels(index))
+        for number, (part, layer) in enumerate(layers.items(), start=1):
+            own = f"{name}.{part}" if part else name
+            last = number == len(layers)
+            into = target if last else self.currents(own, (*self.shape(index)[:2], layer.channels), own)
+            fields = {"dilation": layer.dilation, "groups": layer.groups, "norm": layer.norm}
+            self.step.append(self.convolve(source, into, own, add=add and last, **fields))
+            source = into
+
+    def _transition(self) -> None:
+        spec = self.spec
+        self.currents("transition.current", self.shape(0), "transition")
+        self.step.append(self.affine(f"{CELLS[0]}.value3", "transition.current", "transition.in"))
+        self.step.append(self.fire("transition", "transition.current", spec.neuron, "transition"))
+        wide = (*spec.cell_size(0), spec.cell_channels(1))
+        self.currents("transition.wide", wide, CELLS[1])
+        self.step.append(self.convolve("transition", "transition.wide", "transition.conv"))
+        self.currents("transition.out", self.shape(1), CELLS[1])
+        self.step.append(ops.Halve("transition.wide", "transition.out"))
+
+    def _head(self) -> float:
+        spec = self.spec
+        self.currents("last.current", self.shape(1), "last")
+        self.step.append(self.affine(f"{CELLS[1]}.value3", "last.current", "last"))
+        self.step.append(self.fire("last", "last.current", spec.neuron, "last"))
+        side = (spec.head_pool, spec.head_pool) if spec.head == "snasnet" else spec.cell_size(1)
+        places = side[0] * side[1]
+        pooled = (*spec.pooled_size, spec.cell_channels(1)) if spec.head == "snasnet" else (1, 1, spec.features)
+        out = self.params["head.out"]
+        counting, weights, bias = "head.count", out["kernel"], out["bias"]
+        if spec.head == "snasnet":
+            self.buffers["head.pooled"] = Buffer(pooled, 1 + places.bit_length())
+            self.step.append(ops.Count("last", "head.pooled", side))
+            self.currents("head.current", (1, 1, spec.head_hidden), "head")
+            whole, unit = quantised(self.params["head.hidden"]["kernel"], self.bits)
+            largest = int(np.abs(whole).sum(0).max()) * places
+            into = self.buffers["head.current"].fraction
+            scale = self.scaled(unit * 2.0**into / places, largest, "head.current")
+            none = np.zeros(spec.head_hidden, np.int64)
+            self.step.append(ops.Linear("head.pooled", "head.current", whole, scale, none))
+            self.step.append(self.fire("head", "head.current", spec.neuron, "head"))
+            # The mean over a class's neurons is linear: it goes into the weights.
+            neurons_of = (spec.num_classes, spec.neurons_per_class)
+            weights = weights.reshape(-1, *neurons_of).mean(-1)
+            bias, places, side, source = bias.reshape(neurons_of).mean(-1), 1, (1, 1), "head"
+            pooled = (1, 1, spec.head_hidden)
+        else:
+            source = "last"
+        most = places * spec.time_steps
+        self.buffers[counting] = Buffer(pooled, 1 + most.bit_length(), kept=True)
+        self.step.append(ops.Count(source, counting, side, add=True))
+        # One unit for all classes, so that their logits can be compared as they are.
+        top = 2 ** (self.bits - 1) - 1
+        unit = max(float(np.abs(weights).max()), 1e-30) / top
+        whole = np.rint(weights / unit).astype(np.int64)
+        one = Scale(np.ones(spec.num_classes, np.int64), np.zeros(spec.num_classes, np.int64))
+        self.buffers["logits"] = Buffer((1, 1, spec.num_classes), ACCUMULATOR)
+        constant = np.rint(bias * most / unit).astype(np.int64)
+        self.end.append(ops.Linear(counting, "logits", whole, one, constant))
+        return unit / most

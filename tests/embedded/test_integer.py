@@ -1,0 +1,164 @@
+"""Integers in JAX against a device in NumPy, to the bit; against the float network, nearly; and no overflow."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import device
+from spikernel_jax import CellSpace, Model, NetworkSpec, NeuronSpec, Operation, register_operation
+from spikernel_jax.embedded import bounds
+from spikernel_jax.embedded.integer import run
+from spikernel_jax.embedded.lower import lower, quantised, scale_of
+from spikernel_jax.embedded.program import Convolve
+from spikernel_jax.snn import network, neurons
+
+VARIED = ("zero", "skip", "conv1", "conv3@0.5", "conv1x5", "conv3d2", "dwconv5", "maxpool3", "avgpool", "avgpool5")
+LEARNING = NeuronSpec(learn_tau=True, learn_threshold=True)
+CASES = {  # space, cell, what else
+    "sizes": (CellSpace((1, 3, 5, 7)), "0>1:conv5 0>2:conv1 1>2:conv7 0>3:skip 1>3:avgpool 2>3:conv3", {}),
+    "stride": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3", {"stem_stride": 2, "neuron": LEARNING}),
+    "head": (CellSpace((3,)), "0>1:conv3 0>2:skip 1>2:avgpool 2>3:conv3 0>3:conv3", {"head": "snasnet"}),
+    "varied": (CellSpace(operations=VARIED, direct="any"),
+               "0>1:conv1x5 0>2:dwconv5 1>2:conv3d2 0>3:conv3@0.5 1>3:maxpool3 2>3:avgpool5", {}),
+    "feedback": (CellSpace((1, 3), feedback=True), None, {"time_steps": 4}),
+    "spikes": (CellSpace((3,)), "0>1:skip 0>2:avgpool 1>2:conv3 2>3:skip 0>3:avgpool",
+               {"shortcut": "spike", "neuron": NeuronSpec(tau=2.0, reset="soft")}),
+    "over time": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3",
+                  {"norm": "over_time", "neuron": NeuronSpec(v_threshold=0.6, v_reset=-0.2)}),
+}  # fmt: skip
+
+
+def model_of(name: str, seed: int = 0) -> Model:
+    """A network whose norms and neurons have learned something, of 9 by 7 images."""
+    space, cell, fields = CASES[name]
+    given: dict[str, Any] = {"channels": 3, "time_steps": 3, "head_hidden": 5, "neurons_per_class": 2} | fields
+    spec = NetworkSpec((9, 7, 2), 4, space, **given)
+    row = space.sample(jax.random.key(5), 1)[0] if cell is None else space.parse(cell)
+    params, stats = network.init(jax.random.key(seed), spec, tuple(row.tolist()))
+    rng = np.random.default_rng(seed)
+
+    def moved(leaf: Any, spread: float) -> Any:
+        return np.asarray(leaf + spread * rng.normal(size=np.shape(leaf)), np.float32)
+
+    params = {n: {k: v if k == "kernel" else moved(v, 0.3) for k, v in own.items()} for n, own in params.items()}
+    stats = {n: {"mean": moved(own["mean"], 0.2), "var": np.abs(moved(own["var"], 0.3))} for n, own in stats.items()}
+    return Model(spec, tuple(row.tolist()), params, stats, (0.4, 0.6), (0.3, 0.2))
+
+
+def images(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 9, 7, 2), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("bits", [8, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_jax_is_the_device_to_the_bit_and_within_its_bounds(name, bits):
+    program, given = lower(model_of(name), bits=bits), images(3)
+    found = run(program, given, batch_size=2)
+    intervals = bounds.check(program)
+    for number, image in enumerate(given):
+        logits, counts, seen = device.run(program, image)
+        assert found.logits_BK[number].tolist() == logits.tolist()
+        assert {site: own[:, number].tolist() for site, own in found.spikes.items()} == counts
+        for buffer, (low, high) in seen.items():
+            assert (intervals[buffer].low <= low).all(), buffer
+            assert (high <= intervals[buffer].high).all(), buffer
+    assert sum(own.sum() for own in found.spikes.values()) > 0
+    weights = [own.weights for own in (*program.once, *program.step) if isinstance(own, Convolve)]
+    assert max(np.abs(own).max() for own in weights) == 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_eight_bits_are_nearly_the_float_network(name):
+    model, given = model_of(name), images(64)
+    found = run(program := lower(model), given)
+    logits = np.asarray(model(given))
+    x = (given / 255 - np.array(model.mean)) / np.array(model.std)
+    out = network.apply(model.spec, model.genotype, model.params, jnp.asarray(x, jnp.float32), stats=model.stats,
+                        observe=lambda spikes: spikes.sum(tuple(range(2, spikes.ndim))))  # fmt: skip
+    assert set(program.sites) == set(out.records)
+    for site, counts in out.records.items():
+        total = np.asarray(counts).sum()
+        assert abs(found.spikes[site].sum() - total) <= 0.03 * total + 20, site
+    spread = logits.std()
+    assert np.abs(found.logits_BK * program.logit - logits).mean() < 0.25 * spread
+    assert np.corrcoef((found.logits_BK * program.logit).ravel(), logits.ravel())[0, 1] > 0.95
+
+
+def test_a_narrow_buffer_is_found_out():
+    program = lower(model_of("sizes"))
+    for name, buffer in program.buffers.items():
+        if buffer.bits > 1 and name != "image":
+            narrow = program.buffers | {name: buffer._replace(bits=3)}
+            with pytest.raises(bounds.TooWideError, match="may need more than 3 bits"):
+                bounds.check(dataclasses.replace(program, buffers=narrow))
+    wide: Any = [
+        dataclasses.replace(own, weights=own.weights << 24) for own in program.once if isinstance(own, Convolve)
+    ]
+    huge = dataclasses.replace(program, once=tuple(wide))
+    with pytest.raises(bounds.TooWideError, match="may need more than 32 bits"):
+        bounds.check(huge)
+
+
+def test_widths_are_used_as_far_as_they_go():
+    """One more bit behind the point would be too many, in each domain's own way."""
+    program = lower(model_of("sizes"))
+    intervals = bounds.check(program)
+    cell = [name for name, buffer in program.buffers.items() if name.startswith("cell1.value")]
+    largest = max(max(-intervals[name].low.min(), intervals[name].high.max()) for name in cell)
+    assert 2**13 <= largest < 2**15
+
+
+@given(st.integers(2, 8), st.integers(0, 9))
+def test_weights_are_rounded_to_the_nearest_of_their_channel(bits, seed):
+    weights = np.random.default_rng(seed).normal(size=(3, 3, 4, 5))
+    weights[..., 1] = 0
+    whole, unit = quantised(weights, bits)
+    assert np.abs(whole).max((0, 1, 2)).tolist() == [0 if c == 1 else 2 ** (bits - 1) - 1 for c in range(5)]
+    assert np.abs(whole * unit - weights).max() <= 0.5 * unit.max() + 1e-12
+
+
+@settings(max_examples=50)
+@given(st.floats(-100, 100, allow_nan=False), st.integers(1, 2**17))
+def test_scales_are_near_and_fit(factor, largest):
+    scale = scale_of(np.array([factor]), largest)
+    multiplier, shift = int(scale.multiplier[0]), int(scale.shift[0])
+    assert abs(multiplier) * largest + (1 << max(shift - 1, 0)) < 2**31
+    assert abs(multiplier / 2**shift - factor) <= max(abs(factor) / 2**11, 2**-31)
+
+
+@pytest.mark.parametrize("neuron", [NeuronSpec(), LEARNING, NeuronSpec(tau=3.0, v_threshold=0.5, learn_threshold=True)])
+def test_constants_of_a_neuron_are_those_of_its_step(neuron):
+    learned = {name: jnp.float32(value + 0.7) for name, value in neuron.learned.items()}
+    leak, threshold = neurons.constants(neuron, learned)
+    v, _ = neurons.step(neuron, jnp.array([0.0]), jnp.array([0.1]), learned or None)
+    assert float(v[0]) == pytest.approx(0.1 * leak, rel=1e-5)
+    just = jnp.array([threshold / leak * (1 - 1e-5), threshold / leak * (1 + 1e-5)])
+    _, spikes = neurons.step(neuron, jnp.zeros(2), just, learned or None)
+    assert spikes.tolist() == [0, 1]
+
+
+def test_what_has_no_form_of_integers_is_refused_by_name():
+    model = model_of("sizes")
+    for field, value in (("bits", 1), ("bits", 9), ("width", 7), ("width", 17), ("bits", 2.5)):
+        with pytest.raises(ValueError, match=f"{field}={value} must be a whole number"):
+            lower(model, **{field: value})  # pyright: ignore[reportArgumentType]
+    other = dataclasses.replace(model.spec, neuron=NeuronSpec(model="spyx_lif", tau=2.0, reset="soft"))
+    with pytest.raises(ValueError, match="model='spyx_lif': want 'lif'"):
+        lower(dataclasses.replace(model, spec=other))
+    register_operation(Operation("embedded_flip", "linear", lambda edge, x: x[..., ::-1, :]))
+    space = CellSpace(operations=("zero", "skip", "embedded_flip"))
+    spec = dataclasses.replace(model.spec, space=space)
+    row = tuple(space.parse("0>1:embedded_flip 1>3:skip 0>3:skip").tolist())
+    flipped = Model(spec, row, *network.init(jax.random.key(0), spec, row), (0.5, 0.5), (0.3, 0.3))
+    with pytest.raises(ValueError, match="operation 'embedded_flip' has no form of integers"):
+        lower(flipped)
+    program = lower(model)
+    for wrong in (images(2).astype(np.float32), images(2)[:, :5]):
+        with pytest.raises(ValueError, match=r"want uint8 \[B, 9, 7, 2\]"):
+            run(program, wrong)
