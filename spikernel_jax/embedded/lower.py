@@ -309,7 +309,7 @@ class _Builder:
         out = self.params["head.out"]
         counting, weights, bias = "head.count", out["kernel"], out["bias"]
         if spec.head == "snasnet":
-            self.buffers["head.pooled"] = Buffer(pooled, 1 + places.bit_length())
+            self.buffers["head.pooled"] = Buffer(pooled, ACCUMULATOR)
             self.step.append(ops.Count("last", "head.pooled", side))
             self.currents("head.current", (1, 1, spec.head_hidden), "head")
             whole, unit = quantised(self.params["head.hidden"]["kernel"], self.bits)
@@ -327,7 +327,7 @@ class _Builder:
         else:
             source = "last"
         most = places * spec.time_steps
-        self.buffers[counting] = Buffer(pooled, 1 + most.bit_length(), kept=True)
+        self.buffers[counting] = Buffer(pooled, ACCUMULATOR, kept=True)
         self.step.append(ops.Count(source, counting, side, add=True))
         # One unit for all classes, so that their logits can be compared as they are.
         top = 2 ** (self.bits - 1) - 1

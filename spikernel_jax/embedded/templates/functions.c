@@ -1,0 +1,395 @@
+/* What instructions call. A marker names each function and those that it calls.
+
+   Currents are int16_t, sums int32_t. Spikes are bits of uint32_t words, (channels + 31) / 32 to a place, channel 0 the
+   lowest bit of the first. Arrays are row by row, channels last. */
+
+//// scaled
+/* x * multiplier / 2^shift, rounded half up; bounds are proven before this is written. */
+static int32_t scaled(int32_t x, int32_t multiplier, int shift)
+{
+    int32_t product = x * multiplier;
+    if (shift == 0) {
+        return product;
+    }
+    product += (int32_t)1 << (shift - 1);
+    return product >= 0 ? product >> shift : ~(~product >> shift);
+}
+
+//// lowest
+/* Place of the lowest bit of a word that is not 0. */
+static int lowest(uint32_t word)
+{
+#if defined(__GNUC__)
+    return __builtin_ctz(word);
+#else
+    int place = 0;
+    while (!(word & 1u)) {
+        word >>= 1;
+        place++;
+    }
+    return place;
+#endif
+}
+
+//// finish
+/* Sums of one place, scaled, to where they belong. */
+static void finish(int16_t *target, int out, const int16_t *m, const uint8_t *s, const int32_t *bias, int add)
+{
+    for (int o = 0; o < out; o++) {
+        int32_t value = scaled(sums[o], m[o], s[o]) + bias[o];
+        target[o] = (int16_t)(add ? target[o] + value : value);
+    }
+}
+
+//// convolve_image: scaled finish
+static void convolve_image(const uint8_t *image, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+                           int apart, int stride, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                           const int32_t *bias, int add)
+{
+    for (int y = 0; y < h; y += stride) {
+        for (int x = 0; x < w; x += stride, target += out) {
+            memset(sums, 0, (size_t)out * sizeof *sums);
+            for (int i = 0; i < kh; i++) {
+                int row = y + apart * (i - kh / 2);
+                for (int j = 0; j < kw; j++) {
+                    int column = x + apart * (j - kw / 2);
+                    if (row < 0 || row >= h || column < 0 || column >= w) {
+                        continue;
+                    }
+                    for (int k = 0; k < c; k++) {
+                        int32_t value = table[image[(row * w + column) * c + k] * c + k];
+                        const int8_t *own = weights + ((i * kw + j) * c + k) * out;
+                        for (int o = 0; o < out; o++) {
+                            sums[o] += value * own[o];
+                        }
+                    }
+                }
+            }
+            finish(target, out, m, s, bias, add);
+        }
+    }
+}
+
+//// convolve_spikes: scaled finish lowest
+static void convolve_spikes(const uint32_t *spikes, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+                            int apart, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                            const int32_t *bias, int add)
+{
+    int words = (c + 31) / 32;
+    for (int y = 0; y < h; y++) {
+        for (int x = 0; x < w; x++, target += out) {
+            memset(sums, 0, (size_t)out * sizeof *sums);
+            for (int i = 0; i < kh; i++) {
+                int row = y + apart * (i - kh / 2);
+                if (row < 0 || row >= h) {
+                    continue;
+                }
+                for (int j = 0; j < kw; j++) {
+                    int column = x + apart * (j - kw / 2);
+                    if (column < 0 || column >= w) {
+                        continue;
+                    }
+                    for (int k = 0; k < words; k++) {
+                        uint32_t word = spikes[(row * w + column) * words + k];
+                        while (word) {
+                            const int8_t *own = weights + ((i * kw + j) * c + 32 * k + lowest(word)) * out;
+                            for (int o = 0; o < out; o++) {
+                                sums[o] += own[o];
+                            }
+                            word &= word - 1u;
+                        }
+                    }
+                }
+            }
+            finish(target, out, m, s, bias, add);
+        }
+    }
+}
+
+//// convolve_currents: scaled finish
+static void convolve_currents(const int16_t *source, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+                              int apart, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                              const int32_t *bias, int add)
+{
+    for (int y = 0; y < h; y++) {
+        for (int x = 0; x < w; x++, target += out) {
+            memset(sums, 0, (size_t)out * sizeof *sums);
+            for (int i = 0; i < kh; i++) {
+                int row = y + apart * (i - kh / 2);
+                for (int j = 0; j < kw; j++) {
+                    int column = x + apart * (j - kw / 2);
+                    if (row < 0 || row >= h || column < 0 || column >= w) {
+                        continue;
+                    }
+                    for (int k = 0; k < c; k++) {
+                        int32_t value = source[(row * w + column) * c + k];
+                        const int8_t *own = weights + ((i * kw + j) * c + k) * out;
+                        for (int o = 0; o < out; o++) {
+                            sums[o] += value * own[o];
+                        }
+                    }
+                }
+            }
+            finish(target, out, m, s, bias, add);
+        }
+    }
+}
+
+//// depthwise_spikes: scaled finish lowest
+static void depthwise_spikes(const uint32_t *spikes, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+                             int apart, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                             const int32_t *bias, int add)
+{
+    int words = (c + 31) / 32;
+    for (int y = 0; y < h; y++) {
+        for (int x = 0; x < w; x++, target += out) {
+            memset(sums, 0, (size_t)out * sizeof *sums);
+            for (int i = 0; i < kh; i++) {
+                int row = y + apart * (i - kh / 2);
+                for (int j = 0; j < kw; j++) {
+                    int column = x + apart * (j - kw / 2);
+                    if (row < 0 || row >= h || column < 0 || column >= w) {
+                        continue;
+                    }
+                    for (int k = 0; k < words; k++) {
+                        uint32_t word = spikes[(row * w + column) * words + k];
+                        while (word) {
+                            int channel = 32 * k + lowest(word);
+                            sums[channel] += weights[(i * kw + j) * c + channel];
+                            word &= word - 1u;
+                        }
+                    }
+                }
+            }
+            finish(target, out, m, s, bias, add);
+        }
+    }
+}
+
+//// depthwise_currents: scaled finish
+static void depthwise_currents(const int16_t *source, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+                               int apart, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                               const int32_t *bias, int add)
+{
+    for (int y = 0; y < h; y++) {
+        for (int x = 0; x < w; x++, target += out) {
+            memset(sums, 0, (size_t)out * sizeof *sums);
+            for (int i = 0; i < kh; i++) {
+                int row = y + apart * (i - kh / 2);
+                for (int j = 0; j < kw; j++) {
+                    int column = x + apart * (j - kw / 2);
+                    if (row < 0 || row >= h || column < 0 || column >= w) {
+                        continue;
+                    }
+                    for (int k = 0; k < c; k++) {
+                        sums[k] += (int32_t)source[(row * w + column) * c + k] * weights[(i * kw + j) * c + k];
+                    }
+                }
+            }
+            finish(target, out, m, s, bias, add);
+        }
+    }
+}
+
+//// affine: scaled
+static void affine(const int16_t *source, int16_t *target, int places, int c, const int16_t *m, const uint8_t *s,
+                   const int32_t *bias)
+{
+    for (int i = 0; i < places; i++) {
+        for (int k = 0; k < c; k++, source++, target++) {
+            *target = (int16_t)(scaled(*source, m[k], s[k]) + bias[k]);
+        }
+    }
+}
+
+//// shift_currents
+static void shift_currents(const int16_t *source, int16_t *target, int places, int c, int times, int add)
+{
+    for (int i = 0; i < places * c; i++) {
+        int32_t value = (int32_t)source[i] * times;
+        target[i] = (int16_t)(add ? target[i] + value : value);
+    }
+}
+
+//// shift_spikes: lowest
+static void shift_spikes(const uint32_t *spikes, int16_t *target, int places, int c, int times, int add)
+{
+    int words = (c + 31) / 32;
+    if (!add) {
+        memset(target, 0, (size_t)(places * c) * sizeof *target);
+    }
+    for (int i = 0; i < places; i++) {
+        for (int k = 0; k < words; k++) {
+            uint32_t word = spikes[i * words + k];
+            while (word) {
+                int16_t *own = target + i * c + 32 * k + lowest(word);
+                *own = (int16_t)(*own + times);
+                word &= word - 1u;
+            }
+        }
+    }
+}
+
+//// average_currents: scaled
+static void average_currents(const int16_t *source, int16_t *target, int h, int w, int c, int window, int m, int s,
+                             int add)
+{
+    for (int y = 0; y < h; y++) {
+        for (int x = 0; x < w; x++, target += c) {
+            memset(sums, 0, (size_t)c * sizeof *sums);
+            for (int row = y - window / 2; row <= y + window / 2; row++) {
+                for (int column = x - window / 2; column <= x + window / 2; column++) {
+                    if (row < 0 || row >= h || column < 0 || column >= w) {
+                        continue;
+                    }
+                    for (int k = 0; k < c; k++) {
+                        sums[k] += source[(row * w + column) * c + k];
+                    }
+                }
+            }
+            for (int k = 0; k < c; k++) {
+                int32_t value = scaled(sums[k], m, s);
+                target[k] = (int16_t)(add ? target[k] + value : value);
+            }
+        }
+    }
+}
+
+//// average_spikes: scaled lowest
+static void average_spikes(const uint32_t *spikes, int16_t *target, int h, int w, int c, int window, int m, int s,
+                           int add)
+{
+    int words = (c + 31) / 32;
+    for (int y = 0; y < h; y++) {
+        for (int x = 0; x < w; x++, target += c) {
+            memset(sums, 0, (size_t)c * sizeof *sums);
+            for (int row = y - window / 2; row <= y + window / 2; row++) {
+                for (int column = x - window / 2; column <= x + window / 2; column++) {
+                    if (row < 0 || row >= h || column < 0 || column >= w) {
+                        continue;
+                    }
+                    for (int k = 0; k < words; k++) {
+                        uint32_t word = spikes[(row * w + column) * words + k];
+                        while (word) {
+                            sums[32 * k + lowest(word)]++;
+                            word &= word - 1u;
+                        }
+                    }
+                }
+            }
+            for (int k = 0; k < c; k++) {
+                int32_t value = scaled(sums[k], m, s);
+                target[k] = (int16_t)(add ? target[k] + value : value);
+            }
+        }
+    }
+}
+
+//// maximum: lowest
+static void maximum(const uint32_t *spikes, int16_t *target, int h, int w, int c, int window, int times, int add)
+{
+    int words = (c + 31) / 32;
+    for (int y = 0; y < h; y++) {
+        for (int x = 0; x < w; x++, target += c) {
+            if (!add) {
+                memset(target, 0, (size_t)c * sizeof *target);
+            }
+            for (int k = 0; k < words; k++) {
+                uint32_t word = 0;
+                for (int row = y - window / 2; row <= y + window / 2; row++) {
+                    for (int column = x - window / 2; column <= x + window / 2; column++) {
+                        if (row >= 0 && row < h && column >= 0 && column < w) {
+                            word |= spikes[(row * w + column) * words + k];
+                        }
+                    }
+                }
+                while (word) {
+                    int16_t *own = target + 32 * k + lowest(word);
+                    *own = (int16_t)(*own + times);
+                    word &= word - 1u;
+                }
+            }
+        }
+    }
+}
+
+//// halve: scaled
+static void halve(const int16_t *source, int16_t *target, int h, int w, int c)
+{
+    for (int y = 0; y + 1 < h; y += 2) {
+        for (int x = 0; x + 1 < w; x += 2) {
+            const int16_t *upper = source + (y * w + x) * c, *lower = upper + w * c;
+            for (int k = 0; k < c; k++, target++) {
+                *target = (int16_t)scaled((int32_t)upper[k] + upper[k + c] + lower[k] + lower[k + c], 1, 2);
+            }
+        }
+    }
+}
+
+//// count: lowest
+static void count(const uint32_t *spikes, int32_t *target, int h, int w, int c, int high, int wide, int add)
+{
+    int words = (c + 31) / 32, rows = h / high, columns = w / wide;
+    if (!add) {
+        memset(target, 0, (size_t)(rows * columns * c) * sizeof *target);
+    }
+    for (int y = 0; y < rows * high; y++) {
+        for (int x = 0; x < columns * wide; x++) {
+            for (int k = 0; k < words; k++) {
+                uint32_t word = spikes[(y * w + x) * words + k];
+                while (word) {
+                    target[(y / high * columns + x / wide) * c + 32 * k + lowest(word)]++;
+                    word &= word - 1u;
+                }
+            }
+        }
+    }
+}
+
+//// linear_16: scaled
+static void linear_16(const int32_t *source, int16_t *target, int in, int out, const int8_t *weights,
+                      const int16_t *m, const uint8_t *s, const int32_t *bias)
+{
+    for (int o = 0; o < out; o++) {
+        int32_t sum = 0;
+        for (int i = 0; i < in; i++) {
+            sum += (int32_t)source[i] * weights[i * out + o];
+        }
+        target[o] = (int16_t)(scaled(sum, m[o], s[o]) + bias[o]);
+    }
+}
+
+//// linear_32: scaled
+static void linear_32(const int32_t *source, int32_t *target, int in, int out, const int8_t *weights,
+                      const int16_t *m, const uint8_t *s, const int32_t *bias)
+{
+    for (int o = 0; o < out; o++) {
+        int32_t sum = 0;
+        for (int i = 0; i < in; i++) {
+            sum += (int32_t)source[i] * weights[i * out + o];
+        }
+        target[o] = scaled(sum, m[o], s[o]) + bias[o];
+    }
+}
+
+//// fire: scaled
+/* A LIF layer; how many neurons fired. */
+static int32_t fire(const int16_t *source, uint32_t *spikes, int16_t *membrane, int places, int c, int leak,
+                    int shift, int threshold, int reset, int soft)
+{
+    int words = (c + 31) / 32;
+    int32_t fired = 0;
+    for (int i = 0; i < places; i++, spikes += words) {
+        memset(spikes, 0, (size_t)words * sizeof *spikes);
+        for (int k = 0; k < c; k++, source++, membrane++) {
+            int32_t v = *membrane + scaled(*source - (*membrane - reset), leak, shift);
+            if (v >= threshold) {
+                spikes[k / 32] |= (uint32_t)1 << (k % 32);
+                fired++;
+                v = soft ? v - threshold : reset;
+            }
+            *membrane = (int16_t)v;
+        }
+    }
+    return fired;
+}

@@ -1,0 +1,28 @@
+/* @about@ */
+#include "spikernel.h"
+
+#include <string.h>
+
+@constants@
+
+static int32_t sums[@widest@];
+@memory@
+int32_t spikernel_spikes[SPIKERNEL_SITES];
+@functions@
+int spikernel_predict(const uint8_t *image, int32_t *logits)
+{
+    int best = 0;
+@clear@
+    memset(spikernel_spikes, 0, sizeof spikernel_spikes);
+@once@
+    for (int step = 0; step < SPIKERNEL_TIME_STEPS; step++) {
+@step@
+    }
+@end@
+    for (int class = 1; class < SPIKERNEL_CLASSES; class++) {
+        if (logits[class] > logits[best]) {
+            best = class;
+        }
+    }
+    return best;
+}
