@@ -92,7 +92,7 @@ def test_sums_are_chosen_by_the_half_for_looking_alone(tmp_path, monkeypatch):
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "scores").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["mnist5k"])
+@pytest.mark.parametrize("name", ["mnist5k", "cifar10"])
 def test_published_tables(name):
     table, facts = read_table(name)
     assert table.group_by("genotype").agg(pl.len())["len"].unique().to_list() == [facts["seeds"]]
