@@ -69,7 +69,7 @@ def publish(options: Options) -> None:
 def _publish_file(source: Path, target: Path) -> None:
     """Copies a file or folder, texts without absolute paths."""
     if source.is_dir():
-        shutil.copytree(source, target)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.seal"))  # of the run folder's own
     elif source.suffix == ".json":
         target.write_text(json.dumps(_without_paths(json.loads(source.read_bytes())), indent=2) + "\n", "utf-8")
     else:

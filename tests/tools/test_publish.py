@@ -49,6 +49,8 @@ def test_publishes_without_checkpoints_and_paths(tmp_path):
     assert {entry.name for entry in there.iterdir()} == KEPT
     assert (there / "figures" / "f.png").read_bytes() == b"png"
     assert (there / "tables" / "search.parquet").read_bytes() == (run / "tables" / "search.parquet").read_bytes()
+    assert list(run.rglob("*.seal"))
+    assert not list(there.rglob("*.seal"))
     record = json.loads((there / "config.json").read_text())
     assert record["environment"]["command"] == ["explore.py", "--out=run", "--bits", "8"]
     assert record["resumed"][0]["command"] == ["explore.py", "--data-dir", "tfds"]
