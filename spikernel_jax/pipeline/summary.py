@@ -46,27 +46,29 @@ def write_summary_report(job: Job) -> Path:
                "synops", "energy_nj", "on_front", "chosen")  # fmt: skip
     info = dataset_info(job.data.name)
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (job.data.mean, job.data.std))
+    embedded = (run.path / "tables" / "embedded.parquet").exists()
     equals = (
         f"Pixels are normalised by mean {mean} and deviation {std} of {info.statistics}"
         f"{', constants as commonly published' * bool(info.mean)}. "
         f"Every network is trained alike: recipe {job.options.recipe}, {preset.epochs} epochs of "
         f"{len(job.data.train.labels):,} images, n = {preset.seeds} seeds. Accuracies are of float32 networks; memory "
-        f"is counted at {job.options.bits} bits, at which **no network was evaluated**."
+        f"is counted at {job.options.bits} bits" + ", at which **no network was evaluated**." * (not embedded)
     )
-    return pages.write_report(
-        run,
-        [
-            ("Run", f"{job.data.source}\n\nSeed {job.seed}. {equals}\n\n{seconds}.\n\n{about}"),
-            ("Did the search help?", summary["search_helped"]["text"]),
-            ("Step 1: impact of the kernel", pages.markdown_table(by_size, by_size.columns)),
-            (
-                "Step 2: kernel sets",
-                "\n".join(
-                    f"- {kernel_set_text(v['set'])}: {'kept' if v['kept'] else 'dropped'}, {v['reason']}"
-                    for v in summary.get("kernel_sets", ())
-                ),
+    sections = [
+        ("Run", f"{job.data.source}\n\nSeed {job.seed}. {equals}\n\n{seconds}.\n\n{about}"),
+        ("Did the search help?", summary["search_helped"]["text"]),
+        ("Step 1: impact of the kernel", pages.markdown_table(by_size, by_size.columns)),
+        (
+            "Step 2: kernel sets",
+            "\n".join(
+                f"- {kernel_set_text(v['set'])}: {'kept' if v['kept'] else 'dropped'}, {v['reason']}"
+                for v in summary.get("kernel_sets", ())
             ),
-            ("Step 3: the finalists' scores", pages.scores_markdown(tables["search"])),
-            ("Step 4: finalists, baselines and the chosen model", pages.markdown_table(final, columns)),
-        ],
-    )
+        ),
+        ("Step 3: the finalists' scores", pages.scores_markdown(tables["search"])),
+        ("Step 4: finalists, baselines and the chosen model", pages.markdown_table(final, columns)),
+    ]
+    if embedded:
+        table = run.read_table("embedded", "experiments/embed.py", ("what", "validation_accuracy"))
+        sections.append(("On a device: the chosen model in integers", pages.embedded_markdown(table)))
+    return pages.write_report(run, sections)

@@ -148,6 +148,22 @@ def tradeoff_table(table: "pl.DataFrame") -> "Table":
     return _rich_table("Accuracy (float32) against memory (counted)", 2, rows)
 
 
+def embedded_markdown(table: "pl.DataFrame") -> str:
+    """The model in integers as Markdown; the table is `pipeline.embed.embed_model`'s."""
+    import polars as pl
+
+    shown = table.select(
+        pl.col("what"),
+        (100 * pl.col("validation_accuracy")).round(2).alias("validation %"),
+        (100 * pl.col("test_accuracy")).round(2).alias("test %"),
+        pl.col("spikes").round(0).alias("spikes an image"),
+        pl.col("constant_bytes").alias("bytes of constants"),
+        pl.col("written_bytes").alias("bytes written to"),
+        pl.col("verified_images").alias("C verified on, images"),
+    )
+    return markdown_table(shown, shown.columns)
+
+
 def markdown_table(table: "pl.DataFrame", columns: Sequence[str]) -> str:
     """Writes columns of a table as Markdown, floats with four digits, nulls and NaN as "-".
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ import pytest
 import scripts
 from spikernel_jax import costs, evaluate, load_dataset, load_model
 from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.embedded import c
+from spikernel_jax.embedded.lower import lower
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.snn.network import parameter_count
 
@@ -274,3 +278,48 @@ def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, 
     assert_same_results(out, explored[0])
     for path in out.glob("trainings/*/metrics.jsonl"):
         assert [record["epoch"] for record in scripts.read_jsonl(path)] == [1, 2]
+
+
+def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(explored[0], out)
+    printed = run("embed", "--out", str(out), "--widths", "8", "3", "--images", "16")
+    table = pl.read_parquet(out / "tables" / "embedded.parquet")
+    assert table["what"].to_list() == ["float32", "int8", "int3"]
+    name = RunFolder.open(out).summary()["chosen"]["name"]
+    model = load_model(out / "finalists" / name / "checkpoint")
+    for row in table.iter_rows(named=True):
+        if row["what"] == "float32":
+            continue
+        program = lower(model, row["bits"])
+        images = 16 if shutil.which("gcc") else 0
+        assert row["verified_images"] == images
+        assert row["constant_bytes"] == c.generate(program).constant_bytes
+    report = (out / "report.md").read_text()
+    assert "On a device: the chosen model in integers" in report
+    assert "no network was evaluated" not in report
+    assert "int3" in printed
+    manifest = json.loads((out / "embedded" / "manifest.json").read_text())
+    assert manifest["genotype"] == model.text
+    for path, digest in manifest["sha256"].items():
+        assert hashlib.sha256((out / "embedded" / path).read_bytes()).hexdigest() == digest
+    assert (out / "figures" / "embedded.png").stat().st_size > 1000
+    run("embed", "--out", str(out), "--widths", "4", "--compiler", "no-such-compiler")  # once more, otherwise
+    assert {path.name for path in (out / "embedded").iterdir()} == {"int4", "manifest.json"}
+    assert pl.read_parquet(out / "tables" / "embedded.parquet")["verified_images"].to_list() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--widths", "9"), "--widths 9: want different widths of weights from 2 to 8"),
+        (("--widths", "4", "4"), "--widths 4 4: want different"),
+        (("--membrane-bits", "20"), "--membrane-bits 20 must be from 8 to 16"),
+        (("--images", "-1"), "--images -1 must be at least 0"),
+        ((), "tables/tradeoff.parquet is missing: run experiments/tradeoff.py"),
+    ],
+)
+def test_what_cannot_be_embedded_is_one_line(options, words, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert words in scripts.refused(EXPERIMENTS / "embed.py", capsys, *options, "--out", str(out))
+    assert not out.exists()

@@ -1,0 +1,40 @@
+"""Takes the chosen model of a run to a device: integers, C, and what they cost in accuracy and memory.
+
+    python experiments/embed.py --out runs/mnist5k-cpu-seed0        # after experiments/explore.py; seconds to minutes
+
+Leaves embedded/ (C for each width of weights, manifest.json), tables/embedded.parquet, figures/embedded.png, and a
+section in report.md. The C is built and held against its specification to the bit where there is a compiler.
+"""
+
+import dataclasses
+
+from spikernel_jax.pipeline import cli
+from spikernel_jax.pipeline.embed import check, embed_model
+from spikernel_jax.report import pages
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(cli.Shared):
+    """Options of the way to a device."""
+
+    widths: tuple[int, ...] = (8, 6, 4, 3, 2)
+    """Widths of weights that are tried."""
+    membrane_bits: int = 16
+    """Width of currents and membranes."""
+    images: int = 1000
+    """Test images that the C is verified on, at most; 0 verifies nothing."""
+    compiler: str = "gcc"
+    """That the C is built with to verify it."""
+
+
+def embed(options: Options) -> None:
+    """Exports the model, and prints what it costs."""
+    check(options.widths, options.membrane_bits, options.images)
+    job = cli.open_job(options, override=True, needs=("tradeoff", "experiments/tradeoff.py"))
+    with job.run.lock():
+        table = embed_model(job, options.widths, options.membrane_bits, options.images, options.compiler)
+    print(pages.embedded_markdown(table), end="")
+
+
+if __name__ == "__main__":
+    cli.main(Options, embed, __doc__ or "")
