@@ -8,7 +8,23 @@ import numpy as np
 from spikernel_jax import CellSpace, Model, NetworkSpec, NeuronSpec
 from spikernel_jax.snn import network
 
-VARIED = ("zero", "skip", "conv1", "conv3@0.5", "conv1x5", "conv3d2", "dwconv5", "maxpool3", "avgpool", "avgpool5")
+VARIED = (
+    "zero", "skip", "conv1", "conv3@2.0", "conv1~2.0", "conv3@0.5", "conv1x5", "conv3d2", "dwconv5", "maxpool3", "avgpool",
+    "avgpool5",
+)  # fmt: skip
+    "zero",
+    "skip",
+    "conv1",
+    "conv3@2.0",
+    "conv1~2.0",
+    "conv3@0.5",
+    "conv1x5",
+    "conv3d2",
+    "dwconv5",
+    "maxpool3",
+    "avgpool",
+    "avgpool5",
+)
 LEARNING = NeuronSpec(learn_tau=True, learn_threshold=True)
 CASES = {  # space, cell, what else
     "sizes": (CellSpace((1, 3, 5, 7)), "0>1:conv5 0>2:conv1 1>2:conv7 0>3:skip 1>3:avgpool 2>3:conv3", {}),
@@ -17,6 +33,8 @@ CASES = {  # space, cell, what else
     "head": (CellSpace((3,)), "0>1:conv3 0>2:skip 1>2:avgpool 2>3:conv3 0>3:conv3", {"head": "snasnet"}),
     "varied": (CellSpace(operations=VARIED, direct="any"),
                "0>1:conv1x5 0>2:dwconv5 1>2:conv3d2 0>3:conv3@0.5 1>3:maxpool3 2>3:avgpool5", {}),
+    "neurons of their own": (CellSpace(operations=VARIED, direct="any"),
+                             "0>1:conv3@2.0 0>2:conv1~2.0 1>2:conv3@0.5 0>3:conv3@0.5 1>3:skip 2>3:skip", {}),
     "feedback": (CellSpace((1, 3), feedback=True), None, {"time_steps": 4}),
     "spikes": (CellSpace((3,)), "0>1:skip 0>2:avgpool 1>2:conv3 2>3:skip 0>3:avgpool",
                {"shortcut": "spike", "neuron": NeuronSpec(tau=2.0, v_threshold=0.4, reset="soft")}),

@@ -54,7 +54,8 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     ]
     clear = [f"memset({_name(name)}, 0, sizeof {_name(name)});" for name, own in buffers.items() if own.kept]
     values = {
-        "about": about, "bits": program.bits, "steps": program.time_steps, "sites": sites, "widest": widest,
+        "about": about.replace("*/", "* /"),  # it stands in comments
+        "bits": program.bits, "steps": program.time_steps, "sites": sites, "widest": widest,
         "height": height, "width": width, "channels": image_channels, "classes": buffers["logits"].shape[2],
         "written": layout.written + 4 * (sites + widest), "constants_bytes": writer.constant_bytes,
         "names": ", ".join(program.sites), "constants": "\n".join(writer.constants), "memory": "\n".join(memory),
@@ -98,8 +99,12 @@ def _indented(lines: list[str], by: int) -> str:
     return textwrap.indent("\n".join(lines), " " * by)
 
 
+_SPOKEN = str.maketrans({".": "_", "@": "_at_", "~": "_tau_"})
+
+
 def _name(buffer: str) -> str:
-    return "b_" + "".join(own if own.isalnum() else "_" for own in buffer)
+    """A buffer's name in C, another one for each."""
+    return "b_" + buffer.translate(_SPOKEN)
 
 
 _TYPES = {  # bytes, least and greatest
@@ -116,7 +121,7 @@ class _Writer:
     def __init__(self, program: Program):
         self.program, self.constants, self.used = program, [], set()
         self.constant_bytes = 0
-        self.image = self.constant("int16_t", program.table, "table")
+        self.constant("int16_t", program.table, "table")
 
     def constant(self, kind: str, values: Any, name: str = "") -> str:
         """An array that is only read; its name."""

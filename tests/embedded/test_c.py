@@ -72,6 +72,11 @@ def test_memory_is_what_is_said_and_is_shared(name):
         assert word not in text
 
 
+def test_what_is_said_of_a_network_is_no_code():
+    source = c.generate(lower(model_of("sizes")), "trained on */ int x; /* images")
+    assert "*/ int x" not in source.files["spikernel.c"] + source.files["spikernel.h"]
+
+
 def test_a_folder_that_is_there_stays_as_it_is(tmp_path):
     with pytest.raises(ValueError, match="is there already: remove it"):
         c.write(c.generate(lower(model_of("sizes"))), tmp_path)
