@@ -8,23 +8,8 @@ import numpy as np
 from spikernel_jax import CellSpace, Model, NetworkSpec, NeuronSpec
 from spikernel_jax.snn import network
 
-VARIED = (
-    "zero", "skip", "conv1", "conv3@2.0", "conv1~2.0", "conv3@0.5", "conv1x5", "conv3d2", "dwconv5", "maxpool3", "avgpool",
-    "avgpool5",
-)  # fmt: skip
-    "zero",
-    "skip",
-    "conv1",
-    "conv3@2.0",
-    "conv1~2.0",
-    "conv3@0.5",
-    "conv1x5",
-    "conv3d2",
-    "dwconv5",
-    "maxpool3",
-    "avgpool",
-    "avgpool5",
-)
+VARIED = ("zero", "skip", "conv1", "conv3@2.0", "conv1~2.0", "conv3@0.5", "conv1x5", "conv3d2", "dwconv5", "maxpool3",
+          "avgpool", "avgpool5")  # fmt: skip
 LEARNING = NeuronSpec(learn_tau=True, learn_threshold=True)
 CASES = {  # space, cell, what else
     "sizes": (CellSpace((1, 3, 5, 7)), "0>1:conv5 0>2:conv1 1>2:conv7 0>3:skip 1>3:avgpool 2>3:conv3", {}),
