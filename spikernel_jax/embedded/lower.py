@@ -8,8 +8,10 @@ Sources: Jacob et al., CVPR 2018 (multiplier and shift); Nagel et al., 2021, arX
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -114,10 +116,7 @@ class _Builder:
         self.model, self.spec, self.bits, self.width = model, model.spec, bits, width
         self.fractions, self.domains = fractions, domains  # of domains; of buffers
         spec = self.spec
-        self.params = {name: {k: np.asarray(v, np.float64) for k, v in own.items()} for name, own in
-                       model.params.items()}  # fmt: skip
-        self.stats = {name: {k: np.asarray(v, np.float64) for k, v in own.items()} for name, own in
-                      model.stats.items()}  # fmt: skip
+        self.params, self.stats = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (model.params, model.stats))
         self.buffers: dict[str, Buffer] = {}
         self.once: list[Instruction] = []
         self.step: list[Instruction] = []
@@ -218,34 +217,30 @@ class _Builder:
         sites = spec.sites(self.model.genotype)
         entry = "stem" if index == 0 else "transition.out"
         values = {0: entry}
+
+        def total(node: int, sources: range, target: str, fed: Sequence[str] = ()) -> None:
+            """What is fed to a node and what edges from these sources bring, summed into a buffer."""
+            reading = [source for source in sources if (source, node) in held]
+            for number, buffer in enumerate(fed):
+                self.step.append(ops.Shift(buffer, target, add=number > 0))
+            for number, source in enumerate(reading, start=len(fed)):
+                self._edge(index, cell, (source, node), held[source, node], values[source], target, add=number > 0)
+            if not (fed or reading):
+                self.step.append(ops.Clear(target, target))
+
         if space.feedback:
             for node in range(3):
                 self.currents(f"{cell}.feedback{node}", shape, cell, kept=True)
         for node in range(4):
             if node or space.feedback:
                 values[node] = name = self.currents(f"{cell}.value{node}", shape, cell)
-                sources = [source for source in range(node) if (source, node) in held]
                 fed = [entry] * (node == 0) + [f"{cell}.feedback{node}"] * (space.feedback and node < 3)
-                started = False
-                for source in fed:
-                    self.step.append(ops.Shift(source, name, add=started))
-                    started = True
-                for source in sources:
-                    self._edge(index, cell, (source, node), held[source, node], values[source], name, add=started)
-                    started = True
-                if not started:
-                    self.step.append(ops.Clear(name, name))
+                total(node, range(node), name, fed)
             for reader in spec.readers:
                 if (site := reader.site(cell, node)) in sites:
                     self.step.append(self.fire(site, values[node], reader.neuron, cell))
         for node in range(3 * space.feedback):
-            name, started = f"{cell}.feedback{node}", False
-            for source in range(node + 1, 4):
-                if (source, node) in held:
-                    self._edge(index, cell, (source, node), held[source, node], values[source], name, add=started)
-                    started = True
-            if not started:
-                self.step.append(ops.Clear(name, name))
+            total(node, range(node + 1, 4), f"{cell}.feedback{node}")
 
     def _codes(self) -> tuple[Any, Any]:
         return self.spec.codes(np.asarray(self.model.genotype))

@@ -14,7 +14,7 @@ import numpy as np
 
 from spikernel_jax.data import Split
 from spikernel_jax.embedded import build, c, integer
-from spikernel_jax.embedded.lower import lower
+from spikernel_jax.embedded.lower import WEIGHT_BITS, WIDTHS, lower
 from spikernel_jax.io.files import atomic_folder
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.summary import write_summary_report
@@ -31,10 +31,12 @@ FLOAT = "float32"
 
 def check(widths: Sequence[int], width: int, images: int) -> None:
     """Raises ValueError on settings that no device has, before any work."""
-    if not widths or len(set(widths)) < len(widths) or not all(2 <= own <= 8 for own in widths):
-        raise ValueError(f"--widths {' '.join(map(str, widths))}: want different widths of weights from 2 to 8")
-    if not 8 <= width <= 16:
-        raise ValueError(f"--membrane-bits {width} must be from 8 to 16")
+    (least, most), (narrowest, widest) = WEIGHT_BITS, WIDTHS
+    if not widths or len(set(widths)) < len(widths) or not all(least <= own <= most for own in widths):
+        given = " ".join(map(str, widths))
+        raise ValueError(f"--widths {given}: want different widths of weights from {least} to {most}")
+    if not narrowest <= width <= widest:
+        raise ValueError(f"--membrane-bits {width} must be from {narrowest} to {widest}")
     if images < 0:
         raise ValueError(f"--images {images} must be at least 0")
 
@@ -74,11 +76,11 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
                 about = f"{model.text}, trained on {job.data.name}; weights of {bits} bits, currents of {width}."
                 source = c.generate(program, about)
                 c.write(source, fresh / name)
-                accuracy = [_accuracy(program, split) for split in (job.data.validation, job.data.test)]
+                found, tested = (integer.run(program, split.images) for split in (job.data.validation, job.data.test))
+                accuracy = [_accuracy(*own) for own in ((found, job.data.validation), (tested, job.data.test))]
                 some = job.data.test.images[:verified]
                 if verified:
                     build.verify(program, fresh / name, some, compiler)
-                found = integer.run(program, job.data.validation.images)
                 spikes = sum(own.sum() for own in found.spikes.values()) / len(job.data.validation.labels)
                 rows.append({
                     "what": name, "bits": bits, "validation_accuracy": accuracy[0], "test_accuracy": accuracy[1],
@@ -97,8 +99,8 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
     return table
 
 
-def _accuracy(program: Any, split: Split) -> float:
-    return float((integer.run(program, split.images).logits_BK.argmax(1) == split.labels).mean())
+def _accuracy(found: integer.Result, split: Split) -> float:
+    return float((found.logits_BK.argmax(1) == split.labels).mean())
 
 
 def _of_float(job: Job, model: Model) -> dict[str, Any]:

@@ -273,8 +273,6 @@ class Running:
       program: what its steps are compiled for.
       step_key: of what steps draw.
       cell: the genotype on the devices, where it is data.
-      images: for training, uint8, on the devices.
-      labels: of them.
       settings: all that its result follows from, for the model.
     """
 
@@ -287,12 +285,22 @@ class Running:
         step_key: Array,
         settings: dict[str, Any],
     ):
-        """Puts the images on the devices."""
+        """Nothing but the genotype goes to the devices yet."""
         self.program, self.step_key, self.settings = program, step_key, settings
         self._codes, self._data, self._order_key = codes, data, order_key
         self.cell = to_all(program.devices, np.asarray(codes, np.int32)) if program.genotype is None else ()
-        self.images, self.labels = to_all(program.devices, (data.train.images, data.train.labels))
         self._started = time.perf_counter()
+
+    # Where several trainings run as one batch, only one of them puts the images on the devices.
+    @functools.cached_property
+    def images(self) -> Array:
+        """For training, uint8, on the devices."""
+        return to_all(self.program.devices, self._data.train.images)
+
+    @functools.cached_property
+    def labels(self) -> Array:
+        """Of the images, on the devices."""
+        return to_all(self.program.devices, self._data.train.labels)
 
     @property
     def steps(self) -> int:
@@ -312,7 +320,7 @@ class Running:
     def order(self, epoch: int) -> np.ndarray:
         """Places of the images of an epoch's batches: [steps, B]."""
         key = jax.random.fold_in(self._order_key, epoch)
-        return np.asarray(epoch_batches(key, len(self.labels), self.program.config.batch_size))
+        return np.asarray(epoch_batches(key, len(self._data.train.labels), self.program.config.batch_size))
 
     def model(self, state: TrainState, metrics: dict[str, Any]) -> Model:
         """What the state is worth: its moving average, where the recipe has one."""

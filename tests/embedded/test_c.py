@@ -3,16 +3,20 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+import device
 import scripts
 from embedded_models import CASES, images, model_of
-from spikernel_jax import save_model
+from spikernel_jax import CellSpace, Layer, Model, NetworkSpec, Operation, chain, register_operation, save_model
 from spikernel_jax.embedded import build, c
 from spikernel_jax.embedded.lower import lower
 from spikernel_jax.embedded.memory import lay_out, length_of
+from spikernel_jax.snn import network
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_c.py"
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
@@ -39,6 +43,31 @@ def test_nothing_undefined_happens(name, tmp_path):
     build.build(tmp_path / "c", tmp_path / "predict", COMPILERS[0], SANITIZED)
     hard = np.stack([np.zeros((9, 7, 2), np.uint8), np.full((9, 7, 2), 255, np.uint8), *images(6)])
     assert len(build.ask(tmp_path / "predict", hard, 4).classes_B) == 8
+
+
+@needs_compiler
+def test_a_depthwise_convolution_may_read_currents(tmp_path):
+    """Behind a pointwise one, in an operation of one's own; all other functions are those of `CASES`."""
+
+    def of_width(channels: int) -> dict[str, Layer]:
+        a = Layer((1, 1, channels, channels), channels)
+        return {"a": a, "b": Layer((3, 3, 1, channels), channels, norm=False, groups=channels)}
+
+    fields: Any = chain(of_width)
+    register_operation(Operation("embedded_inverted", "generic", reads_spikes=True, primitive="layers", **fields))
+    space = CellSpace(operations=("zero", "skip", "embedded_inverted"))
+    spec = NetworkSpec((9, 7, 2), 4, space, channels=3, time_steps=2)
+    row = tuple(space.parse("0>1:embedded_inverted 0>3:skip 1>3:embedded_inverted").tolist())
+    params, stats = network.init(jax.random.key(1), spec, row)
+    params = {n: own | ({"scale": 3 * own["scale"]} if "scale" in own else {}) for n, own in params.items()}
+    program = lower(Model(spec, row, params, stats, (0.4, 0.6), (0.3, 0.2)))
+    c.write(c.generate(program), tmp_path / "c")
+    assert "depthwise_currents(" in (tmp_path / "c" / "spikernel.c").read_text()
+    found = build.verify(program, tmp_path / "c", images(20), COMPILERS[0])
+    assert (found.spikes_BS.sum(0) > 0).all()
+    logits, counts, _ = device.run(program, images(20)[0])
+    assert logits.tolist() == found.logits_BK[0].tolist()
+    assert [sum(counts[site]) for site in program.sites] == found.spikes_BS[0].tolist()
 
 
 @needs_compiler
@@ -85,11 +114,6 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    import jax
-
-    from spikernel_jax import CellSpace, Model, NetworkSpec
-    from spikernel_jax.snn import network
-
     spec = NetworkSpec((28, 28, 1), 10, CellSpace((3, 5)), channels=2, time_steps=2, stem_stride=2)
     row = tuple(spec.space.parse("0>1:conv3 0>3:skip 1>3:conv5").tolist())
     model = Model(spec, row, *network.init(jax.random.key(0), spec, row), (0.13,), (0.31,), {"data": "mnist5k"})
