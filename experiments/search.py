@@ -2,7 +2,7 @@
 
     python experiments/search.py --out runs/mnist5k-cpu-seed0       # after kernel_impact.py
 
-Several processes share the scoring: srun python experiments/search.py --out DIR, or --coordinator (see README).
+Several processes share the work: srun python experiments/search.py --out DIR, or --coordinator (see README).
 Leaves tables/search.parquet and figures/search.png in the run folder.
 """
 

@@ -101,15 +101,19 @@ def _sync(folder: Path) -> None:
                 os.close(descriptor)
 
 
+class HeldError(ValueError):
+    """Another process holds a folder."""
+
+
 @contextmanager
 def lock(folder: Path, refusal: str) -> Iterator[None]:
-    """Holds a folder until the block or the process ends, however; ValueError(refusal) if another holds it."""
+    """Holds a folder until the block or the process ends, however; HeldError(refusal) if another holds it."""
     # The file stays: removing it would let a third process lock a new file beside a held old one.
     with open(folder / ".lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(refusal) from None
+            raise HeldError(refusal) from None
         yield
 
 

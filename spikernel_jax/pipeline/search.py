@@ -51,22 +51,28 @@ _OPTIONS = ("sets", "keep", "strategy", "samples", "fidelity", "search_epochs", 
 _PLAN = "search_plan.json"
 
 
-def _train(job: Job, search: Search, cells: Cells, rung: Rung) -> Shorts:
-    """Trains the first in line shortly, as long as the budget lets; the plan of a run stays as it was first made.
-
-    The recipe is SGD's: Muon would orthogonalise what a cell does not use, too.
-    """
+def _training(job: Job, search: Search) -> shorts.Training:
+    """How its cells are trained shortly; by SGD, for Muon would orthogonalise what a cell does not use, too."""
     config = dataclasses.replace(job.preset.training(job.data.name, "snasnet"), epochs=shorts.RUNGS[-1])
-    training = shorts.Training(search.trained, config, job.seeds[0], job.run.folder("search"))
+    return shorts.Training(search.trained, config, job.seeds[0], job.run.folder("search"), job.processes)
+
+
+def _train(job: Job, search: Search, cells: Cells, rung: Rung) -> Shorts:
+    """Trains the first in line shortly, as long as the budget lets; the plan of a run stays as it was first made."""
+    training = _training(job, search)
     line = shorts.line_of(search.trained, cells, rung.scores.scores)
     if not (job.run.path / _PLAN).exists():
         epochs, seconds = job.options.search_epochs, job.options.search_seconds
         if seconds:
-            epochs = max(1, int(min(seconds / shorts.pace(training, line, job.data), _MOST_EPOCHS)))
+            each = shorts.pace(training, line, job.data) / job.processes.count
+            epochs = max(1, int(min(seconds / each, _MOST_EPOCHS)))
         job.run.write_json(_PLAN, {"epochs": epochs, "seconds": seconds})
     epochs = int(job.run.read_json(_PLAN)["epochs"])
     job.say(f"  short trainings, {epochs} epochs in all")
-    return shorts.train_rungs(training, line, epochs, job.data, job.say)
+    found = shorts.train_rungs(training, line, epochs, job.data, job.say)
+    if job.processes.count > 1:
+        job.processes.wait_for_others(lambda: None)
+    return found
 
 
 _MOST_EPOCHS = 1_000_000
@@ -74,7 +80,11 @@ _MOST_EPOCHS = 1_000_000
 
 def join_search(job: Job) -> None:
     """What a process other than the first does of `search_sets`; errors as `halving.share_rungs`."""
-    halving.share_rungs(settled(job, [tuple(s) for s in job.processes.hear("sets")]), job.data)
+    search = settled(job, [tuple(s) for s in job.processes.hear("sets")])
+    cells = halving.find_cells(search)
+    halving.share_rungs(search, cells, job.data)
+    if search.strategy == "trainings":
+        shorts.share_rungs(_training(job, search), cells.rows, job.data)
 
 
 def table_of(

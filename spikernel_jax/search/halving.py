@@ -162,18 +162,18 @@ def score_rungs(search: Search, cells: Cells, data: Dataset) -> Iterator[Rung]:
             f"{spec.image_shape[0]}x{spec.image_shape[1]} images, R = {fidelity.seeds}"
         )
         search.processes.tell(f"{name}/cells", at.tolist())
-        last, line = name == search.rungs[-1][0], queue.progress_line(search.say)
+        last = name == search.rungs[-1][0] and search.strategy != "trainings"  # which the others share, too
+        line = queue.progress_line(search.say)
         scores = queue.score_units(units(search, cells, data, name, at), last=last, progress=line)
         yield Rung(name, at, scores)
 
 
-def share_rungs(search: Search, data: Dataset) -> None:
+def share_rungs(search: Search, cells: Cells, data: Dataset) -> None:
     """What a process other than the first does of `score_rungs`; it writes nothing but scores.
 
     Raises:
       ValueError: if the first process gave up, or its run folder is not seen here.
     """
-    cells = find_cells(search)
     for name, _ in search.rungs:
         at = np.array(search.processes.hear(f"{name}/cells"), np.int64)
         queue.score_share(units(search, cells, data, name, at))

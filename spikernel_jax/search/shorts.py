@@ -2,21 +2,26 @@
 
 Every cell has been scored before, and scores of untrained networks tell cells of one depth hardly apart, so who is
 trained is decided by a sum of ranks that was chosen on trained cells (`PRIOR`), and who wins by validation accuracy.
-All trainings share one compiled program, and their states stay on disk, so that no epoch is trained twice.
+All trainings share one compiled program, and their states stay on disk, so that no epoch is trained twice. Of several
+processes each trains, on its own devices, cells that no other one has in hand; the lock of a cell's folder says so.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from spikernel_jax.data import Dataset
+from spikernel_jax.io import files
+from spikernel_jax.io.processes import ALONE, Processes
 from spikernel_jax.io.units import duration
 from spikernel_jax.scoring.counts import COUNTS
 from spikernel_jax.search.halving import Cells
@@ -31,6 +36,8 @@ RUNGS = (2, 4)
 """Epochs after which cells are compared; the last is the whole short training."""
 _KEPT = 3  # one of so many goes on to the next rung
 _LEAST = 2  # cells of a set that are trained, however small the budget
+_LOOK_SECONDS = 0.5  # between two looks at what other processes train
+_DIVERGED = "diverged.json"
 
 
 class Plan(NamedTuple):
@@ -63,13 +70,15 @@ class Training:
       spec: the network, of the union space.
       config: the recipe, of as many epochs as the last of `RUNGS`.
       seed: of every training.
-      folder: where states are kept, a folder a cell.
+      folder: where states are kept, a folder a cell; all processes see it.
+      processes: this process among those that train.
     """
 
     spec: NetworkSpec
     config: TrainConfig
     seed: int
     folder: Path
+    processes: Processes = ALONE
 
 
 def plan(epochs: int, sets: int) -> Plan:
@@ -139,7 +148,9 @@ def halve(line: Line, counts: Sequence[int], reach: Callable[[NDArray[np.int64],
 
 
 def train_rungs(training: Training, line: Line, budget: int, data: Dataset, say: Callable[[str], None]) -> Shorts:
-    """Does what `halve` says, within a budget of epochs.
+    """Does what `halve` says, within a budget of epochs; what the first process calls, and the others `share_rungs`.
+
+    What a process that died had in hand is trained by another, from its last epoch.
 
     Args:
       training: how.
@@ -154,15 +165,41 @@ def train_rungs(training: Training, line: Line, budget: int, data: Dataset, say:
 
     def reach(at: NDArray[np.int64], until: int) -> NDArray[np.float64]:
         say(f"  {until} epochs: {len(at)} cells")
-        found, began = np.empty(len(at)), time.perf_counter()
-        for number, place in enumerate(at, start=1):
-            found[number - 1] = _reach(training, line.rows[place], until, data)
-            left = (time.perf_counter() - began) / number * (len(at) - number)
-            text = training.spec.space.explicit(line.rows[place])
-            say(f"    {number}/{len(at)}  {text}  validation {100 * found[number - 1]:.1f} %  {duration(left)} left")
+        training.processes.tell(_told(until), at.tolist())
+        found, began, left = np.empty(len(at)), time.perf_counter(), [*range(len(at))]
+        while left:
+            for index, found[index] in _able(training, line.rows[at], until, data, before := left):
+                left = [other for other in left if other != index]
+                number = len(at) - len(left)
+                seconds = (time.perf_counter() - began) / number * len(left)
+                text = training.spec.space.explicit(line.rows[at[index]])
+                say(f"    {number}/{len(at)}  {text}  validation {100 * found[index]:.1f} %  {duration(seconds)} left")
+            if len(left) == len(before):  # all in the hands of others
+                time.sleep(_LOOK_SECONDS)
         return found
 
     return halve(line, plan(budget, len(line.members)).cells, reach)
+
+
+def share_rungs(training: Training, rows: NDArray[np.int8], data: Dataset) -> None:
+    """What a process other than the first does of `train_rungs`, of the same cells [n, E]; it leaves states alone."""
+    for until in RUNGS:
+        at = training.processes.hear(_told(until))
+        for _ in _able(training, rows[at], until, data, range(len(at))):
+            pass
+
+
+def _told(until: int) -> str:
+    return f"shorts/{until}"
+
+
+def _able(
+    training: Training, rows: NDArray[np.int8], until: int, data: Dataset, places: Sequence[int]
+) -> Iterator[tuple[int, float]]:
+    """Place and accuracy of each of some rows that no other process has in hand, trained where it is not yet."""
+    for place in places:
+        with contextlib.suppress(files.HeldError):
+            yield place, _reach(training, rows[place], until, data)
 
 
 def together(accuracy: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,17 +212,25 @@ def _folder(training: Training, row: NDArray[np.int8]) -> Path:
 
 
 def _reach(training: Training, row: NDArray[np.int8], until: int, data: Dataset) -> float:
-    """Validation accuracy after so many epochs, trained where they are not there; -inf of one that diverged."""
+    """Validation accuracy after so many epochs, trained where they are not there; -inf of one that diverged.
+
+    Raises:
+      HeldError: another process trains it.
+    """
     folder = _folder(training, row)
     folder.mkdir(parents=True, exist_ok=True)
-    if len(records := epochs_of(folder)) >= until:
-        return float(records[until - 1]["validation_accuracy"])
-    named: dict[str, Any] = {"seed": training.seed, "folder": folder, "one_program": True}
-    try:
-        model = train(training.spec, row, data, training.config, until=until, **named)
-    except TrainingDivergedError:
-        return -math.inf
-    return float(model.metrics["validation_accuracy"])
+    with files.lock(folder, f"another process is training in {folder}"):
+        if len(records := epochs_of(folder)) >= until:
+            return float(records[until - 1]["validation_accuracy"])
+        if (folder / _DIVERGED).exists():
+            return -math.inf
+        named: dict[str, Any] = {"seed": training.seed, "folder": folder, "one_program": True}
+        try:
+            model = train(training.spec, row, data, training.config, until=until, devices=jax.local_devices(), **named)
+        except TrainingDivergedError as error:
+            files.write_json(folder / _DIVERGED, {"error": str(error)})
+            return -math.inf
+        return float(model.metrics["validation_accuracy"])
 
 
 def pace(training: Training, line: Line, data: Dataset) -> float:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
+from flax import serialization
 
 from spikernel_jax.io import files
 from spikernel_jax.snn import network
@@ -25,19 +27,58 @@ from spikernel_jax.snn.spec import NetworkSpec, spec_from_json, spec_to_json
 _FORMAT = "spikernel_jax model, 1"
 _SUMS = "sha256.json"
 _METADATA = "_CHECKPOINT_METADATA"  # where orbax keeps custom metadata
+_PACKED = "state.msgpack"
 _KEPT = 2  # training checkpoints
 _OTHER_BYTES = 1 << 20  # what orbax writes of a state besides its arrays, generously
 
 
-def _orbax() -> Any:
+@contextlib.contextmanager
+def _orbax() -> Iterator[Any]:
+    """The library; of several processes this one reads by itself, and waits for no other."""
     from orbax.checkpoint import v1  # takes longer to import than all the rest of the package
 
-    return v1
+    if jax.process_count() == 1:
+        yield v1
+        return
+    index = jax.process_index()
+    alone = v1.Context()
+    alone.multiprocessing.primary_host = index
+    alone.multiprocessing.active_processes = {index}
+    alone.multiprocessing.barrier_sync_key_prefix = f"process{index}"
+    with alone:
+        yield v1
+
+
+def _write(folder: Path, tree: Any, metadata: dict[str, Any]) -> None:
+    """Makes a folder of arrays and what JSON can hold."""
+    if jax.process_count() == 1:
+        with _orbax() as ocp:
+            ocp.save(folder, tree, custom_metadata=metadata)
+        return
+    # Orbax (0.12) saves what one process of several holds only together with all others.
+    folder.mkdir(exist_ok=True)
+    (folder / _PACKED).write_bytes(serialization.to_bytes(jax.device_get(tree)))
+    (folder / _METADATA).write_text(json.dumps({"custom_metadata": metadata}))
+
+
+def _metadata(folder: Path) -> Any:
+    """What `_write` was given besides arrays."""
+    return json.loads((folder / _METADATA).read_bytes())["custom_metadata"]
+
+
+def _read(folder: Path, like: Any) -> Any:
+    """The arrays of `_write`, of the shapes and dtypes of a tree."""
+    if (folder / _PACKED).exists():
+        tree = serialization.from_bytes(like, (folder / _PACKED).read_bytes())
+        chex.assert_trees_all_equal_shapes_and_dtypes(tree, like)
+        return tree
+    with _orbax() as ocp:
+        return ocp.load(folder, _abstract(like))
 
 
 def _abstract(tree: Any) -> Any:
     """Shapes, dtypes and one device, so that orbax needs no sharding file of another machine."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
@@ -73,8 +114,7 @@ def _check_seal(folder: Path) -> None:
 def _is_model(folder: Path) -> bool:
     """Whether a folder holds an exported model, by what it says of itself; orbax would log of one that does not."""
     try:
-        record = json.loads((folder / _METADATA).read_bytes())
-        return record["custom_metadata"]["format"] == _FORMAT
+        return _metadata(folder)["format"] == _FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -101,7 +141,6 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
       >>> load_model("model").text
       '0001 0000 0000 0000'
     """
-    ocp = _orbax()
     target = files.usable(path).absolute()
     if os.path.lexists(target):
         empty = target.is_dir() and not any(target.iterdir())
@@ -119,9 +158,9 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
     }
     arrays = {"params": model.params, "stats": model.stats}
     with files.atomic_folder(target) as fresh:
-        ocp.save(fresh, arrays, custom_metadata=metadata)
+        _write(fresh, arrays, metadata)
         _seal(fresh)
-        back = ocp.load(fresh, _abstract(arrays))  # the library may say that it saved, and have saved nothing
+        back = _read(fresh, arrays)  # the library may say that it saved, and have saved nothing
         if not all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(arrays))):
             raise OSError(f"{path}: what was saved is not what was to be saved")
 
@@ -145,13 +184,12 @@ def load_model(path: str | os.PathLike[str]) -> Model:
           ...
       ValueError: absent: no such model folder
     """
-    ocp = _orbax()
     folder = Path(path).absolute()
     if not folder.is_dir():
         raise ValueError(f"{path}: no such model folder")
     try:
         _check_seal(folder)
-        metadata = ocp.metadata(folder).custom_metadata
+        metadata = _metadata(folder)
         if not isinstance(metadata, dict) or metadata.get("format") != _FORMAT:
             raise ValueError("it is not an exported model")
         spec = spec_from_json(metadata["spec"])
@@ -161,7 +199,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         _check_normalisation(spec, mean, std)
         if not isinstance(metrics, dict):
             raise ValueError(f"metrics={metrics!r} must be an object")
-        arrays = ocp.load(folder, _abstract({"params": abstract[0], "stats": abstract[1]}))
+        arrays = _read(folder, {"params": abstract[0], "stats": abstract[1]})
     except Exception as error:  # orbax raises many types, with messages of many lines
         raise ValueError(f"{path}: the model cannot be loaded: {files.one_line(error)}") from None
     return Model(spec, genotype, arrays["params"], arrays["stats"], tuple(mean), tuple(std), metrics)
@@ -239,7 +277,7 @@ class TrainingCheckpoints:
         kept = {"fingerprint": self._fingerprint, "records": list(records)}
         try:
             with files.atomic_folder(self._path / str(step)) as fresh:
-                _orbax().save(fresh, state, custom_metadata=kept)
+                _write(fresh, state, kept)
                 _seal(fresh)
         except Exception as error:  # orbax raises many types, with messages of many lines
             reason = files.one_line(error)
@@ -279,15 +317,15 @@ class TrainingCheckpoints:
 
     def _load(self, step: int, like: Any) -> tuple[Any, list[dict[str, Any]]]:
         """State and records of a checkpoint whose files are as they were saved, so what fails here is no damage."""
-        ocp, folder = _orbax(), self._path / str(step)
+        folder = self._path / str(step)
         try:
-            kept = ocp.metadata(folder).custom_metadata
+            kept = _metadata(folder)
             there, records = kept["fingerprint"], kept["records"]
             differing = sorted(
                 key for key in there.keys() | self._fingerprint.keys()
                 if there.get(key) != self._fingerprint.get(key)
             )  # fmt: skip
-            state = None if differing else ocp.load(folder, _abstract(like))
+            state = None if differing else _read(folder, like)
         except Exception as error:
             raise self._unreadable(f"step {step}: {files.one_line(error)}") from None
         if differing:
@@ -314,7 +352,7 @@ def last_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for step in steps:
         with contextlib.suppress(ValueError, OSError):
             _check_seal(folder / str(step))
-            return json.loads((folder / str(step) / _METADATA).read_bytes())["custom_metadata"]["records"]
+            return _metadata(folder / str(step))["records"]
     if steps:
         raise ValueError(f"{path}: the training checkpoints are damaged: remove that folder to train again")
     return []

@@ -4,10 +4,11 @@ What batch norm and gradients need of the other devices goes between them inside
 devices changes results by float rounding only. On a CPU that shows as one device a core (`machine.set_up`), training
 uses all cores in this way.
 
-Several processes (`jax.distributed.initialize`) run the same program on the same images.
+Several processes (`jax.distributed.initialize`) run the same program on the same images, or each one of its own on its
+own devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,23 +18,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 BATCH = "batch"  # the axis of devices
 
 
-def devices_for(batch_size: int) -> Mesh:
-    """The devices that share batches of a size: the most, of all in every process, that divide it.
+def devices_for(batch_size: int, among: Sequence[Any] | None = None) -> Mesh:
+    """The devices that share batches of a size: the most that divide it.
 
     Args:
       batch_size: images.
+      among: which there are to choose from; None is all of all processes.
 
     Raises:
-      ValueError: if there are several processes and not all of their devices can take an equal part.
+      ValueError: if the devices of several processes cannot all take an equal part.
     """
-    devices = jax.devices()
+    devices = jax.devices() if among is None else list(among)
     count = next(n for n in range(len(devices), 0, -1) if batch_size % n == 0)
-    if jax.process_count() > 1 and count < len(devices):
+    if not own(devices) and count < len(devices):
         raise ValueError(
             f"batch_size={batch_size} must be a multiple of {len(devices)}, the devices of all {jax.process_count()} "
             "processes"
         )
     return Mesh(np.asarray(devices[:count]), (BATCH,), axis_types=(AxisType.Auto,))
+
+
+def own(devices: Sequence[Any]) -> bool:
+    """Whether all of them are this process's."""
+    return all(device.process_index == jax.process_index() for device in devices)
 
 
 def to_all(mesh: Mesh, tree: Any) -> Any:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from spikernel_jax.io.signals import StopRequest
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model, hashable
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
-from spikernel_jax.training.devices import BATCH, devices_for, shared, to_all, to_one
+from spikernel_jax.training.devices import BATCH, devices_for, own, shared, to_all, to_one
 from spikernel_jax.training.keep import kept
 from spikernel_jax.training.recipe import TrainConfig
 from spikernel_jax.training.step import Program, TrainState, train_steps
@@ -52,7 +52,14 @@ def _right(
     return shared(devices, of_part, whole=2, out=False)(arrays, cell, x, labels_B)
 
 
-def evaluate(model: Model, split: Split, batch_size: int = 256, *, one_program: bool = False) -> float:
+def evaluate(
+    model: Model,
+    split: Split,
+    batch_size: int = 256,
+    *,
+    one_program: bool = False,
+    devices: Sequence[Any] | None = None,
+) -> float:
     """Accuracy (0 to 1) of a model on a split, by running statistics.
 
     Args:
@@ -60,6 +67,7 @@ def evaluate(model: Model, split: Split, batch_size: int = 256, *, one_program: 
       split: images and labels.
       batch_size: images at a time; results do not depend on it.
       one_program: as in `train`.
+      devices: as in `train`.
 
     Example:
       >>> import jax
@@ -71,16 +79,16 @@ def evaluate(model: Model, split: Split, batch_size: int = 256, *, one_program: 
       >>> 0 <= evaluate(untrained, load_dataset("mnist5k", limit_test=50).test) <= 1
       True
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     size = -(-min(batch_size, len(split.labels)) // count) * count
-    devices = devices_for(size)
+    mesh = devices_for(size, devices)
     genotype, cell, arrays = _as_data(model, one_program)
-    arrays, cell = to_all(devices, (arrays, cell))
+    arrays, cell = to_all(mesh, (arrays, cell))
     right = 0
     for images, labels in _batches(split, size):
         padded = np.pad(labels, (0, size - len(labels)), constant_values=-1)
         x = normalise(images, model.mean, model.std)
-        right += int(_right(devices, model.spec, genotype, arrays, cell, *to_all(devices, (x, padded))))
+        right += int(_right(mesh, model.spec, genotype, arrays, cell, *to_all(mesh, (x, padded))))
     return right / len(split.labels)
 
 
@@ -156,6 +164,7 @@ def train(
     folder: str | os.PathLike[str] | None = None,
     one_program: bool = False,
     until: int | None = None,
+    devices: Sequence[Any] | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Model:
@@ -165,8 +174,8 @@ def train(
     there; a run that was killed at any instant goes on from the last epoch and ends with the same weights
     to the bit on the same devices, and on others up to rounding. SIGTERM and SIGINT save after the steps that run.
 
-    The batch is shared by all devices (`devices.devices_for`). Several processes (`jax.distributed`) call this
-    alike, without a folder: orbax saves what one process holds only together with all others.
+    The batch is shared by devices (`devices.devices_for`). On those of several processes (`jax.distributed`), all of
+    them call this alike and without a folder; on its own, a process trains and saves by itself.
 
     Args:
       spec: the network.
@@ -179,6 +188,7 @@ def train(
         training: the genotype is data, and each edge runs the operation that it names. Weights are then those of the
         genotype's own program up to rounding. Muon orthogonalises the kernels of operations not in use, too.
       until: the epoch after which to stop for now, with a folder to go on from; None trains to the end.
+      devices: that may share the batch; None is all of all processes.
       progress: called with each epoch's metrics.
       say: prints a line where a damaged checkpoint is passed over.
 
@@ -187,7 +197,7 @@ def train(
 
     Raises:
       ValueError: where data and spec do not fit, the batch is larger than the data, the folder has no room or
-        holds another run or a damaged ``metrics.jsonl``, or several processes are given one.
+        holds another run or a damaged ``metrics.jsonl``, or devices of several processes are given one.
       TrainingDivergedError: at once when the loss is not finite, or at an epoch's end when a weight is not;
         that epoch is not saved.
       StoppedError: a signal asked to stop; all is saved.
@@ -201,10 +211,13 @@ def train(
       >>> model(data.test.images).shape
       (16, 10)
     """
-    if folder is not None and jax.process_count() > 1:
-        raise ValueError(f"folder={folder}: {jax.process_count()} processes train together without one; give None")
+    if folder is not None and not own(jax.devices() if devices is None else devices):
+        raise ValueError(
+            f"folder={folder}: {jax.process_count()} processes train together without one; give None, or "
+            "devices=jax.local_devices() to train in each by itself"
+        )
     ends = config.epochs if until is None else whole("until", until, 1, config.epochs)
-    running, state = begin(spec, genotype, data, config, seed, one_program=one_program)
+    running, state = begin(spec, genotype, data, config, seed, one_program=one_program, among=devices)
     last: dict[str, Any] = {}
     with kept(None if folder is None else Path(folder), running.fingerprint, running.devices, say) as keeper:
         state = keeper.restore(state, running.steps, config.epochs * running.steps)
@@ -223,14 +236,21 @@ def train(
 
 
 def begin(
-    spec: NetworkSpec, genotype: Any, data: Dataset, config: TrainConfig, seed: int, *, one_program: bool
+    spec: NetworkSpec,
+    genotype: Any,
+    data: Dataset,
+    config: TrainConfig,
+    seed: int,
+    *,
+    one_program: bool,
+    among: Sequence[Any] | None = None,
 ) -> tuple["Running", TrainState]:
-    """A training and its state before the first step; arguments and errors as `train`."""
+    """A training and its state before the first step; arguments and errors as `train`, whose devices are `among`."""
     codes, seed = hashable(genotype), whole("seed", seed, 0, 2**32 - 1)  # a key holds 32 bits of it
     spec.codes(codes)
     _check_fit(spec, data, config)
     steps = len(data.train.labels) // config.batch_size
-    devices = devices_for(config.batch_size)
+    devices = devices_for(config.batch_size, among)
     fixed = None if one_program else codes
     program = Program(spec, fixed, config, config.epochs * steps, data.mean, data.std, devices)
     settings = {
@@ -243,7 +263,7 @@ def begin(
     } | ({"one_program": True} if one_program else {})
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
-    return Running(program, codes, data, order_key, step_key, settings), program.start(init_key)
+    return Running(program, codes, data, order_key, step_key, settings, among), program.start(init_key)
 
 
 def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
@@ -284,8 +304,10 @@ class Running:
         order_key: Array,
         step_key: Array,
         settings: dict[str, Any],
+        among: Sequence[Any] | None,
     ):
         """Nothing but the genotype goes to the devices yet."""
+        self._among = among
         self.program, self.step_key, self.settings = program, step_key, settings
         self._codes, self._data, self._order_key = codes, data, order_key
         self.cell = to_all(program.devices, np.asarray(codes, np.int32)) if program.genotype is None else ()
@@ -377,7 +399,10 @@ class Running:
             "train_loss": float(state.loss_sum) / steps,
             "train_accuracy": int(state.right) / (steps * self.program.config.batch_size),
             "validation_accuracy": evaluate(
-                self.model(state, {}), self._data.validation, one_program=self.program.genotype is None
+                self.model(state, {}),
+                self._data.validation,
+                one_program=self.program.genotype is None,
+                devices=self._among,
             ),
             "seconds": round(seconds, 3),
         }

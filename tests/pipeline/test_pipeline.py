@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -278,6 +279,28 @@ def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, 
     assert_same_results(out, explored[0])
     for path in out.glob("trainings/*/metrics.jsonl"):
         assert [record["epoch"] for record in scripts.read_jsonl(path)] == [1, 2]
+
+
+def test_two_processes_share_the_search(explored, environment, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(explored[0], out)
+    for path in (out / "scores", out / "search"):
+        shutil.rmtree(path)
+    for path in (*(out / "tables").glob("search.*"), out / "search_plan.json"):
+        path.unlink()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        job = ("--coordinator", f"localhost:{free.getsockname()[1]}", "--processes", "2")
+    command = [sys.executable, str(EXPERIMENTS / "search.py"), *SMOKE[:2], "--out", str(out), *job, "--process-id"]
+    started = [
+        subprocess.Popen([*command, str(index)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for index in range(2)
+    ]
+    for process in started:
+        said = process.communicate(timeout=200)[0]
+        assert process.returncode == 0, said.decode()
+    found, alone = (pl.read_parquet(path / "tables" / "search.parquet") for path in (out, explored[0]))
+    assert found.equals(alone)
 
 
 def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):

@@ -1,6 +1,8 @@
 """Short trainings as the last rungs of a search: who is trained, who goes on, who wins, and nothing twice."""
 
+import contextlib
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -10,12 +12,14 @@ from hypothesis import strategies as st
 
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import load_dataset
+from spikernel_jax.io import files
 from spikernel_jax.scoring.counts import receptive_field
 from spikernel_jax.search import shorts
 from spikernel_jax.search.halving import Cells
 from spikernel_jax.search.shorts import RUNGS, Shorts, Training, best_of, line_of, plan, prior, train_rungs, winner
 from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training.loop import TrainingDivergedError
 from spikernel_jax.training.recipe import TrainConfig
 
 SPACE = CellSpace((1, 3))
@@ -115,6 +119,69 @@ def test_who_is_trained_and_who_goes_on(rows, training, monkeypatch):
     assert np.isnan(found.accuracy[found.epochs == 0]).all()
     assert len(asked) == len(set(asked))
     assert lost not in further
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Trainings that take no time, by their folders; they leave nothing."""
+    begun = []
+
+    def train(spec, row, data, config, *, folder, until, **_):
+        begun.append(folder)
+        return types.SimpleNamespace(metrics={"validation_accuracy": until / 10})
+
+    monkeypatch.setattr(shorts, "train", train)
+    return begun
+
+
+@contextlib.contextmanager
+def held(training, row):
+    """Another process, that trains a cell."""
+    folder = training.folder / f"{int(SPACE.identity(row)):016x}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.lock(folder, "held"):
+        yield folder
+
+
+def test_a_cell_in_the_hands_of_another_process_is_awaited(rows, training, trained, monkeypatch):
+    data, line = load_dataset("mnist5k", limit_train=8), line_of(SPEC, cells_of(rows, MEMBERS), np.zeros(len(rows)))
+    mine = contextlib.ExitStack()
+    folder = mine.enter_context(held(training, rows[np.argmax(line.first)]))
+    waited = []
+
+    def sleep(seconds):
+        assert folder not in trained
+        waited.append(len(trained))
+        mine.close()  # the other process dies, and leaves the cell as it is
+
+    monkeypatch.setattr(shorts.time, "sleep", sleep)
+    found = train_rungs(training, line, 1, data, print)
+    assert folder in trained
+    assert waited == [np.count_nonzero(found.epochs) - 1]
+    assert set(found.accuracy[found.epochs > 0].tolist()) <= {0.2, 0.4}
+
+
+def test_another_process_shares_what_nobody_has_in_hand(rows, training, trained):
+    told = {f"shorts/{RUNGS[0]}": [3, 1, 4], f"shorts/{RUNGS[1]}": [4]}
+    training = dataclasses.replace(training, processes=types.SimpleNamespace(hear=told.get))
+    with held(training, rows[1]):
+        shorts.share_rungs(training, rows, load_dataset("mnist5k", limit_train=8))
+    assert trained == [training.folder / f"{int(SPACE.identity(rows[place])):016x}" for place in (3, 4, 4)]
+
+
+def test_a_training_that_diverged_is_not_tried_again(rows, training, monkeypatch):
+    tried = []
+
+    def train(*_, folder, **__):
+        tried.append(folder)
+        raise TrainingDivergedError("the loss is nan at step 3")
+
+    monkeypatch.setattr(shorts, "train", train)
+    line = line_of(SPEC, cells_of(rows[:4], [np.arange(4)]), np.zeros(4))
+    for _ in range(2):
+        found = train_rungs(training, line, 1, load_dataset("mnist5k", limit_train=8), print)
+        assert winner(np.arange(4), found) is None
+    assert len(tried) == len(set(tried)) == 2
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from orbax.checkpoint import v1
 
 from spikernel_jax import Model, NNXModel, load_model, save_model
 from spikernel_jax.cells.space import CellSpace
@@ -145,7 +146,7 @@ def test_a_failed_export_leaves_the_old_one(moment, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         if moment == "while writing":
-            patch.setattr(checkpoint_module._orbax(), "save", stop)
+            patch.setattr(v1, "save", stop)
         else:
             patch.setattr(checkpoint_module, "_seal", stop)
         with pytest.raises(Stopped):

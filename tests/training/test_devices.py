@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ if processes > 1:
     jax.distributed.initialize(f"localhost:{port}", processes, index)
 sys.path.insert(0, sys.argv[2])
 import test_train as t
+named = {"devices": jax.local_devices()} if changes.pop("by_itself", False) else {}
 config = t.TrainConfig(epochs=3, batch_size=16, learning_rate=0.2, padding=1, ema=0.9, **changes)
 losses = []
-model = t.run(folder and t.Path(folder), config=config, progress=lambda record: losses.append(record["train_loss"]))
+named |= {"config": config, "progress": lambda record: losses.append(record["train_loss"])}
+model = t.run(folder and t.Path(folder), **named)
 assert len(jax.devices()) == devices * processes
 sums = [float(abs(leaf).sum()) for leaf in jax.tree.leaves((model.params, model.stats))]
 print(json.dumps({"losses": losses, "sums": sums, "validation": model.metrics["validation_accuracy"]}))
@@ -47,6 +50,10 @@ def ended(process: subprocess.Popen[str]) -> dict[str, list[float]]:
     out, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     return json.loads(out.splitlines()[-1])
+
+
+def newest_state(folder: Path) -> Path:
+    return max((path for path in (folder / "state").iterdir() if path.name.isdecimal()), key=lambda p: int(p.name))
 
 
 def assert_alike(a: dict[str, list[float]], b: dict[str, list[float]]) -> None:
@@ -76,28 +83,41 @@ def test_the_number_of_devices_changes_rounding_only(alone, on_two):
 def test_a_training_goes_on_on_another_number_of_devices(alone, on_two, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(on_two[1], folder)
-    newest = max((path for path in (folder / "state").iterdir() if path.name.isdecimal()), key=lambda p: int(p.name))
-    shutil.rmtree(newest)
+    shutil.rmtree(newest_state(folder))
     resumed = ended(started(1, str(folder)))
     assert len(resumed["losses"]) == 1  # the last epoch alone
     np.testing.assert_allclose(resumed["sums"], alone["sums"], rtol=1e-4, atol=1e-6)
 
 
-def test_two_processes_train_as_one(alone, tmp_path):
-    def both(folder: str | None) -> list[subprocess.Popen[str]]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        return [started(2, folder, 2, index, port) for index in range(2)]
+def both(folders: Sequence[str | None], **changes: object) -> list[subprocess.Popen[str]]:
+    """A job of two processes, of two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [started(2, folder, 2, index, port, **changes) for index, folder in enumerate(folders)]
 
-    first, second = (ended(process) for process in both(None))
+
+def test_two_processes_train_as_one(alone, tmp_path):
+    first, second = (ended(process) for process in both((None, None)))
     assert_alike(first, alone)
     assert second["sums"] == first["sums"]
-    for process in both(str(tmp_path / "run")):
+    for process in both((str(tmp_path / "run"),) * 2):
         errors = process.communicate(timeout=100)[1]
         assert process.returncode
         assert "2 processes train together without one" in errors
+        assert "devices=jax.local_devices()" in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_each_of_two_processes_trains_by_itself(on_two, tmp_path):
+    """What one of them saves alone, another job goes on from."""
+    folders = str(tmp_path / "first"), str(tmp_path / "second")
+    for process in both(folders, by_itself=True):
+        assert ended(process)["sums"] == on_two[0]["sums"]
+    shutil.rmtree(newest_state(tmp_path / "first"))
+    resumed = ended(started(2, folders[0]))
+    assert len(resumed["losses"]) == 1
+    assert resumed["sums"] == on_two[0]["sums"]
 
 
 def test_bfloat16_trains_like_float32(alone):
