@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikernel_jax.embedded.integer import run
+from spikernel_jax.embedded.integer import Result, run
 from spikernel_jax.embedded.program import Program
 
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-O2")
@@ -44,7 +44,7 @@ def build(folder: Path, target: Path, compiler: str = "gcc", flags: Sequence[str
     if shutil.which(compiler) is None:
         raise ValueError(f"no compiler {compiler!r} on this machine")
     sources = [str(folder / name) for name in ("main.c", "spikernel.c")]
-    done = _quietly([compiler, *flags, "-o", str(target), *sources])
+    done = quietly([compiler, *flags, "-o", str(target), *sources])
     if done.returncode:
         raise ValueError(f"{compiler} refuses {folder}: {done.stderr.strip()}")
 
@@ -63,10 +63,15 @@ def ask(program: Path, images_BHWC: np.ndarray, classes: int) -> Answer:
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(np.ascontiguousarray(images_BHWC).tobytes())
         file.flush()
-        done = _quietly([str(program), file.name])
+        done = quietly([str(program), file.name])
     if done.returncode:
         raise ValueError(f"{program.name} stopped with {done.returncode}: {done.stderr.strip()}")
-    table = np.array([list(map(int, line.split())) for line in done.stdout.splitlines()], np.int64)
+    return answer_of(done.stdout, classes)
+
+
+def answer_of(lines: str, classes: int) -> Answer:
+    """What a program printed, a line an image."""
+    table = np.array([list(map(int, line.split())) for line in lines.splitlines() if line], np.int64)
     return Answer(table[:, 0], table[:, 1 : 1 + classes], table[:, 1 + classes :])
 
 
@@ -90,6 +95,12 @@ def verify(program: Program, folder: Path, images_BHWC: np.ndarray, compiler: st
     with tempfile.TemporaryDirectory() as scratch:
         build(folder, target := Path(scratch) / "predict", compiler)
         found = ask(target, images_BHWC, expected.logits_BK.shape[1])
+    hold(program, expected, found, "C")
+    return found
+
+
+def hold(program: Program, expected: Result, found: Answer, where: str) -> None:
+    """Raises MismatchError if what was said somewhere is not what `integer.run` says."""
     spikes_BS = np.stack([expected.spikes[site].sum(0) for site in program.sites], 1)
     for what, ours, theirs in (
         ("class", expected.logits_BK.argmax(1), found.classes_B),
@@ -97,10 +108,10 @@ def verify(program: Program, folder: Path, images_BHWC: np.ndarray, compiler: st
         ("spikes", spikes_BS, found.spikes_BS),
     ):
         if wrong := np.flatnonzero((ours != theirs).reshape(len(ours), -1).any(1)).tolist():
-            raise MismatchError(f"{what} of image {wrong[0]}: {theirs[wrong[0]]} in C, {ours[wrong[0]]} in JAX")
-    return found
+            raise MismatchError(f"{what} of image {wrong[0]}: {theirs[wrong[0]]} in {where}, {ours[wrong[0]]} in JAX")
 
 
-def _quietly(command: list[str]) -> Any:
+def quietly(command: list[str]) -> Any:
+    """A finished command, with what it printed; subprocess.TimeoutExpired if it goes on for minutes."""
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # no sanitizer bears one
     return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment)

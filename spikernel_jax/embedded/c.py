@@ -19,7 +19,7 @@ from spikernel_jax.embedded.program import Instruction, Program, Scale
 from spikernel_jax.io.files import atomic_folder
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_FILES = ("spikernel.h", "spikernel.c", "main.c", "Makefile", "README.md")
+_FILES = ("spikernel.h", "spikernel.c", "main.c", "mps2.c", "mps2.ld", "Makefile", "README.md")
 _LINE = 110  # characters
 
 
@@ -39,7 +39,8 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
       about: what it is, for its README and the head of its header.
 
     Returns:
-      ``spikernel.h``, ``spikernel.c``, ``main.c``, ``Makefile`` and ``README.md``.
+      ``spikernel.h``, ``spikernel.c``, ``main.c``, ``Makefile``, ``README.md``, and ``mps2.c`` and ``mps2.ld`` for
+      microcontrollers.
     """
     writer, layout, buffers = _Writer(program), lay_out(program), program.buffers
     once, step, end = ([writer.call(own) for own in part] for part in (program.once, program.step, program.end))

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spikernel_jax.data import Split
-from spikernel_jax.embedded import build, c, integer
+from spikernel_jax.embedded import boards, build, c, integer
 from spikernel_jax.embedded.lower import WEIGHT_BITS, WIDTHS, lower
+from spikernel_jax.embedded.program import Program
 from spikernel_jax.io.files import atomic_folder
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.summary import write_summary_report
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 FLOAT = "float32"
+PROCESSORS = "processors"
+_EMULATED = 16  # images on a microcontroller
+_MEASURED = ("what", "processor", "code_bytes", "constant_bytes", "written_bytes", "instructions", "verified_images")
 
 
 def check(widths: Sequence[int], width: int, images: int) -> None:
@@ -45,7 +50,8 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
     """Takes the chosen model to integers of each width of weights, writes their C, and verifies it.
 
     Leaves ``embedded/`` (a folder of C for each width, and ``manifest.json``), ``tables/embedded.parquet`` (a row for
-    the float network and each width), ``figures/embedded.png``, and a section in ``report.md``.
+    the float network and each width), ``tables/processors.parquet`` (a row for each width on each microcontroller,
+    where their tools are; else none), ``figures/embedded.png``, and a section in ``report.md``.
 
     Args:
       job: of a run that has chosen a model.
@@ -69,7 +75,7 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
     verified = images if compiler else 0
     with job.step("embed"):
         programs = {f"int{bits}": lower(model, bits, width) for bits in widths}
-        rows = [_of_float(job, model)]
+        rows, measured = [_of_float(job, model)], []
         with atomic_folder(target := job.run.path / "embedded") as fresh:
             fresh.mkdir()
             for (name, program), bits in zip(programs.items(), widths, strict=True):
@@ -81,6 +87,7 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
                 some = job.data.test.images[:verified]
                 if verified:
                     build.verify(program, fresh / name, some, compiler)
+                    measured += _on_processors(job, name, program, fresh / name, some[:_EMULATED])
                 spikes = sum(own.sum() for own in found.spikes.values()) / len(job.data.validation.labels)
                 rows.append({
                     "what": name, "bits": bits, "validation_accuracy": accuracy[0], "test_accuracy": accuracy[1],
@@ -92,11 +99,28 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
             _write_manifest(job, model, fresh, width)
         table = pl.DataFrame(rows)
         job.run.write_table("embedded", table)
+        job.run.write_table(PROCESSORS, pl.DataFrame(measured, _MEASURED, orient="row"))
         title = f"The chosen model in integers, {job.data.name}, {len(job.data.validation.labels)} validation images"
         device_figures.embedded_figure(table, job.run.folder("figures") / "embedded.png", title)
     job.say(f"{target}: {'verified with ' + compiler if verified else 'C that is not verified'}")
     job.say(f"report: {write_summary_report(job)}")
     return table
+
+
+def _on_processors(job: Job, name: str, program: Program, folder: Path, images: NDArray[np.uint8]) -> list[Any]:
+    """What the C takes of each microcontroller, where there are tools for them and images to verify it on."""
+    if not len(images):
+        return []
+    if lacking := boards.missing():
+        job.say(f"  {name}: not measured on a microcontroller, for there is no {', '.join(lacking)}")
+        return []
+    rows = []
+    for processor in boards.BOARDS:
+        found = boards.measure(program, folder, images, processor)
+        rows.append((name, processor, *found.sections, found.instructions, len(images)))
+        job.say(f"  {name} on a {processor}: {found.instructions:,} instructions an image, {found.sections.code:,} "
+                f"bytes of code, verified on {len(images)} images in an emulator")  # fmt: skip
+    return rows
 
 
 def _accuracy(found: integer.Result, split: Split) -> float:

@@ -71,4 +71,7 @@ def write_summary_report(job: Job) -> Path:
     if embedded:
         table = run.read_table("embedded", "experiments/embed.py", ("what", "validation_accuracy"))
         sections.append(("On a device: the chosen model in integers", pages.embedded_markdown(table)))
+        on_boards = run.read_table("processors", "experiments/embed.py", ("what", "instructions"))
+        if len(on_boards):
+            sections.append(("On a microcontroller, emulated", pages.processors_markdown(on_boards)))
     return pages.write_report(run, sections)

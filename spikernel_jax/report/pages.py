@@ -164,6 +164,22 @@ def embedded_markdown(table: "pl.DataFrame") -> str:
     return markdown_table(shown, shown.columns)
 
 
+def processors_markdown(table: "pl.DataFrame") -> str:
+    """What the C takes of microcontrollers as Markdown; the table is `pipeline.embed.embed_model`'s."""
+    import polars as pl
+
+    shown = table.select(
+        pl.col("what"),
+        pl.col("processor"),
+        pl.col("instructions").alias("instructions an image"),
+        pl.col("code_bytes").alias("bytes of code"),
+        pl.col("constant_bytes").alias("bytes of constants"),
+        pl.col("written_bytes").alias("bytes written to"),
+        pl.col("verified_images").alias("verified on, images"),
+    )
+    return markdown_table(shown, shown.columns)
+
+
 def markdown_table(table: "pl.DataFrame", columns: Sequence[str]) -> str:
     """Writes columns of a table as Markdown, floats with four digits, nulls and NaN as "-".
 

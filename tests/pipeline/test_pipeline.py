@@ -23,7 +23,7 @@ import pytest
 import scripts
 from spikernel_jax import costs, evaluate, load_dataset, load_model
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.embedded import c
+from spikernel_jax.embedded import boards, c
 from spikernel_jax.embedded.lower import lower
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.snn.network import parameter_count
@@ -320,6 +320,10 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
         assert row["constant_bytes"] == c.generate(program).constant_bytes
     report = (out / "report.md").read_text()
     assert "On a device: the chosen model in integers" in report
+    on_boards = pl.read_parquet(out / "tables" / "processors.parquet")
+    assert len(on_boards) == (0 if boards.missing() or not shutil.which("gcc") else 2 * len(boards.BOARDS))
+    assert (on_boards["instructions"] > 10_000).all()
+    assert ("On a microcontroller, emulated" in report) == (len(on_boards) > 0)
     assert "no network was evaluated" not in report
     assert "int3" in printed
     manifest = json.loads((out / "embedded" / "manifest.json").read_text())
