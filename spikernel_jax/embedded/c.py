@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spikernel_jax.embedded import program as ops
 from spikernel_jax.embedded.memory import kind_of, lay_out, length_of
-from spikernel_jax.embedded.program import Instruction, Program, Scale
+from spikernel_jax.embedded.program import Instruction, Ints, Program, Scale
 from spikernel_jax.io.files import atomic_folder
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -45,7 +46,7 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     writer, layout, buffers = _Writer(program), lay_out(program), program.buffers
     once, step, end = ([writer.call(own) for own in part] for part in (program.once, program.step, program.end))
     height, width, image_channels = buffers["image"].shape
-    sites, widest = len(program.sites), max(buffer.shape[2] for buffer in buffers.values())
+    sites, widest = len(program.sites), 4 * -(-max(buffer.shape[2] for buffer in buffers.values()) // 4)
     memory = [f"static {kind} arena_{kind}[{count}];" for kind, count in layout.arenas.items()]
     memory += [
         f"static {kind_of(own)} {_name(name)}[{length_of(own)}];" for name, own in buffers.items() if own.kept
@@ -56,7 +57,8 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     clear = [f"memset({_name(name)}, 0, sizeof {_name(name)});" for name, own in buffers.items() if own.kept]
     values = {
         "about": about.replace("*/", "* /"),  # it stands in comments
-        "bits": program.bits, "steps": program.time_steps, "sites": sites, "widest": widest,
+        "bits": program.bits, "a_byte": _A_BYTE[writer.stored], "steps": program.time_steps, "sites": sites,
+        "widest": widest,
         "height": height, "width": width, "channels": image_channels, "classes": buffers["logits"].shape[2],
         "written": layout.written + 4 * (sites + widest), "constants_bytes": writer.constant_bytes,
         "names": ", ".join(program.sites), "constants": "\n".join(writer.constants), "memory": "\n".join(memory),
@@ -66,6 +68,22 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     }  # fmt: skip
     files = {name: _filled((_TEMPLATES / name).read_text("utf-8"), values) for name in _FILES}
     return Source(files, values["written"], writer.constant_bytes)
+
+
+def stored_bits(bits: int) -> int:
+    """What a weight takes in memory."""
+    return next(own for own in _A_BYTE if bits <= own)
+
+
+_A_BYTE = {2: "four", 4: "two", 8: "one"}
+
+
+def packed(values: Ints, bits: int) -> NDArray[np.uint8]:
+    """Rows [..., out] of numbers with so many bits, in two's complement, a byte's first one lowest; zeros fill."""
+    per = 8 // bits
+    rows = values.reshape(-1, values.shape[-1]) & (2**bits - 1)
+    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % per))).reshape(len(rows), -1, per)
+    return (rows << (bits * np.arange(per))).sum(-1).astype(np.uint8)
 
 
 def _filled(template: str, values: Mapping[str, Any]) -> str:
@@ -122,6 +140,7 @@ class _Writer:
     def __init__(self, program: Program):
         self.program, self.constants, self.used = program, [], set()
         self.constant_bytes = 0
+        self.stored = stored_bits(program.bits)
         self.constant("int16_t", program.table, "table")
 
     def constant(self, kind: str, values: Any, name: str = "") -> str:
@@ -136,11 +155,18 @@ class _Writer:
         self.constant_bytes += size * len(flat)
         return name
 
+    def weights(self, values: Any) -> str:
+        """Weights [..., out], as many a byte as go into one."""
+        if self.stored == 8:
+            return self.constant("int8_t", values)
+        return self.constant("uint8_t", packed(np.asarray(values), self.stored))
+
     def scale(self, scale: Scale) -> str:
         return f"{self.constant('int16_t', scale.multiplier)}, {self.constant('uint8_t', scale.shift)}"
 
     def use(self, function: str) -> str:
-        self.used |= {function, *_functions()[function][0]}
+        needed = {function, *_functions()[function][0]}
+        self.used |= {f"weights_{self.stored}" if name == "weights" else name for name in needed}
         return function
 
     def call(self, own: Instruction) -> str:
@@ -154,7 +180,7 @@ class _Writer:
         match own:
             case ops.Convolve():
                 kh, kw, _, out = own.weights.shape
-                weights = self.constant("int8_t", own.weights)
+                weights = self.weights(own.weights)
                 rest = f"{self.scale(own.scale)}, {self.constant('int32_t', own.bias)}, {add}"
                 sizes = f"{h}, {w}, {c}, {out}, {kh}, {kw}, {own.dilation}"
                 if own.source == "image":
@@ -181,7 +207,7 @@ class _Writer:
             case ops.Linear():
                 function = self.use("linear_16" if target.bits <= 16 else "linear_32")
                 target_name = "logits" if own.target == "logits" else _name(own.target)
-                weights, bias = self.constant("int8_t", own.weights), self.constant("int32_t", own.bias)
+                weights, bias = self.weights(own.weights), self.constant("int32_t", own.bias)
                 sizes = f"{h * w * c}, {target.shape[2]}"
                 scale = self.scale(own.scale)
                 return f"{function}({_name(own.source)}, {target_name}, {sizes}, {weights}, {scale}, {bias});"

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import device
 import scripts
@@ -20,25 +22,42 @@ from spikernel_jax.snn import network
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_c.py"
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
+BITS = [(name, bits) for name in COMPILERS[:1] for bits in (4, 2)]
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="no C compiler on this machine (gcc or clang)")
 SANITIZED = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover")
 
 
 @needs_compiler
-@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize(("compiler", "bits"), [*((name, 6) for name in COMPILERS), *BITS])
 @pytest.mark.parametrize("name", CASES)
-def test_c_is_the_specification_to_the_bit(name, compiler, tmp_path):
-    program = lower(model_of(name), bits=6)
+def test_c_is_the_specification_to_the_bit(name, compiler, bits, tmp_path):
+    """By each compiler; what the widths of memory do to the C does not depend on it."""
+    program = lower(model_of(name), bits=bits)
     c.write(c.generate(program), tmp_path / "c")
     found = build.verify(program, tmp_path / "c", images(100), compiler)
     assert (found.spikes_BS.sum(0) > 0).all(), program.sites
     assert len(np.unique(found.logits_BK, axis=0)) > 5
 
 
+@given(st.sampled_from((2, 4)), st.integers(1, 9), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_weights_are_packed_in_twos_complement(bits, out, rows, random):
+    values = np.array(
+        [[random.randrange(-(2 ** (bits - 1)), 2 ** (bits - 1)) for _ in range(out)] for _ in range(rows)]
+    )
+    per, found = 8 // bits, c.packed(values, bits)
+    assert found.shape == (rows, -(-out // per))
+    for row, own in zip(values.tolist(), found.tolist(), strict=True):
+        digits = "".join(f"{byte:08b}"[::-1] for byte in own)  # lowest bit first
+        texts = [digits[i * bits : (i + 1) * bits][::-1] for i in range(out)]
+        assert [int(text, 2) - (text[0] == "1") * 2**bits for text in texts] == row
+        assert "1" not in digits[out * bits :]
+
+
 @needs_compiler
+@pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_undefined_happens(name, tmp_path):
-    program = lower(model_of(name), bits=8)
+def test_nothing_undefined_happens(name, bits, tmp_path):
+    program = lower(model_of(name), bits=bits)
     c.write(c.generate(program), tmp_path / "c")
     build.build(tmp_path / "c", tmp_path / "predict", COMPILERS[0], SANITIZED)
     hard = np.stack([np.zeros((9, 7, 2), np.uint8), np.full((9, 7, 2), 255, np.uint8), *images(6)])

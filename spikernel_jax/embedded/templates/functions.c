@@ -31,6 +31,86 @@ static int lowest(uint32_t word)
 #endif
 }
 
+//// weights_8
+/* Weights of one input for all outputs are a row, one a byte. */
+typedef int8_t weights_t;
+#define ROW(count) (count)
+
+static inline int32_t weight(const weights_t *row, int at)
+{
+    return row[at];
+}
+
+static inline void add_row(const weights_t *row, int count)
+{
+    for (int o = 0; o < count; o++) {
+        sums[o] += weight(row, o);
+    }
+}
+
+static inline void add_times(const weights_t *row, int count, int32_t value)
+{
+    for (int o = 0; o < count; o++) {
+        sums[o] += value * weight(row, o);
+    }
+}
+
+//// weights_4
+/* Weights of one input for all outputs are a row, two a byte, the first one lowest; zeros fill its last byte. */
+typedef uint8_t weights_t;
+#define ROW(count) (((count) + 1) / 2)
+
+static inline int32_t weight(const weights_t *row, int at)
+{
+    return (int32_t)((((uint32_t)row[at / 2] >> (4 * (at % 2))) & 15u) ^ 8u) - 8;
+}
+
+static inline void add_row(const weights_t *row, int count)
+{
+    for (int o = 0; o < count; o += 2, row++) {
+        for (int i = 0; i < 2; i++) {
+            sums[o + i] += weight(row, i);
+        }
+    }
+}
+
+static inline void add_times(const weights_t *row, int count, int32_t value)
+{
+    for (int o = 0; o < count; o += 2, row++) {
+        for (int i = 0; i < 2; i++) {
+            sums[o + i] += value * weight(row, i);
+        }
+    }
+}
+
+//// weights_2
+/* Weights of one input for all outputs are a row, four a byte, the first one lowest; zeros fill its last byte. */
+typedef uint8_t weights_t;
+#define ROW(count) (((count) + 3) / 4)
+
+static inline int32_t weight(const weights_t *row, int at)
+{
+    return (int32_t)((((uint32_t)row[at / 4] >> (2 * (at % 4))) & 3u) ^ 2u) - 2;
+}
+
+static inline void add_row(const weights_t *row, int count)
+{
+    for (int o = 0; o < count; o += 4, row++) {
+        for (int i = 0; i < 4; i++) {
+            sums[o + i] += weight(row, i);
+        }
+    }
+}
+
+static inline void add_times(const weights_t *row, int count, int32_t value)
+{
+    for (int o = 0; o < count; o += 4, row++) {
+        for (int i = 0; i < 4; i++) {
+            sums[o + i] += value * weight(row, i);
+        }
+    }
+}
+
 //// finish
 /* Sums of one place, scaled, to where they belong. */
 static void finish(int16_t *target, int out, const int16_t *m, const uint8_t *s, const int32_t *bias, int add)
@@ -41,9 +121,9 @@ static void finish(int16_t *target, int out, const int16_t *m, const uint8_t *s,
     }
 }
 
-//// convolve_image: scaled finish
+//// convolve_image: scaled finish weights
 static void convolve_image(const uint8_t *image, int16_t *target, int h, int w, int c, int out, int kh, int kw,
-                           int apart, int stride, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                           int apart, int stride, const weights_t *weights, const int16_t *m, const uint8_t *s,
                            const int32_t *bias, int add)
 {
     for (int y = 0; y < h; y += stride) {
@@ -58,10 +138,7 @@ static void convolve_image(const uint8_t *image, int16_t *target, int h, int w, 
                     }
                     for (int k = 0; k < c; k++) {
                         int32_t value = table[image[(row * w + column) * c + k] * c + k];
-                        const int8_t *own = weights + ((i * kw + j) * c + k) * out;
-                        for (int o = 0; o < out; o++) {
-                            sums[o] += value * own[o];
-                        }
+                        add_times(weights + ((i * kw + j) * c + k) * ROW(out), out, value);
                     }
                 }
             }
@@ -70,9 +147,9 @@ static void convolve_image(const uint8_t *image, int16_t *target, int h, int w, 
     }
 }
 
-//// convolve_spikes: scaled finish lowest
+//// convolve_spikes: scaled finish weights lowest
 static void convolve_spikes(const uint32_t *spikes, int16_t *target, int h, int w, int c, int out, int kh, int kw,
-                            int apart, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                            int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                             const int32_t *bias, int add)
 {
     int words = (c + 31) / 32;
@@ -92,10 +169,7 @@ static void convolve_spikes(const uint32_t *spikes, int16_t *target, int h, int 
                     for (int k = 0; k < words; k++) {
                         uint32_t word = spikes[(row * w + column) * words + k];
                         while (word) {
-                            const int8_t *own = weights + ((i * kw + j) * c + 32 * k + lowest(word)) * out;
-                            for (int o = 0; o < out; o++) {
-                                sums[o] += own[o];
-                            }
+                            add_row(weights + ((i * kw + j) * c + 32 * k + lowest(word)) * ROW(out), out);
                             word &= word - 1u;
                         }
                     }
@@ -106,9 +180,9 @@ static void convolve_spikes(const uint32_t *spikes, int16_t *target, int h, int 
     }
 }
 
-//// convolve_currents: scaled finish
+//// convolve_currents: scaled finish weights
 static void convolve_currents(const int16_t *source, int16_t *target, int h, int w, int c, int out, int kh, int kw,
-                              int apart, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                              int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                               const int32_t *bias, int add)
 {
     for (int y = 0; y < h; y++) {
@@ -123,10 +197,7 @@ static void convolve_currents(const int16_t *source, int16_t *target, int h, int
                     }
                     for (int k = 0; k < c; k++) {
                         int32_t value = source[(row * w + column) * c + k];
-                        const int8_t *own = weights + ((i * kw + j) * c + k) * out;
-                        for (int o = 0; o < out; o++) {
-                            sums[o] += value * own[o];
-                        }
+                        add_times(weights + ((i * kw + j) * c + k) * ROW(out), out, value);
                     }
                 }
             }
@@ -135,9 +206,9 @@ static void convolve_currents(const int16_t *source, int16_t *target, int h, int
     }
 }
 
-//// depthwise_spikes: scaled finish lowest
+//// depthwise_spikes: scaled finish weights lowest
 static void depthwise_spikes(const uint32_t *spikes, int16_t *target, int h, int w, int c, int out, int kh, int kw,
-                             int apart, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                             int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                              const int32_t *bias, int add)
 {
     int words = (c + 31) / 32;
@@ -155,7 +226,7 @@ static void depthwise_spikes(const uint32_t *spikes, int16_t *target, int h, int
                         uint32_t word = spikes[(row * w + column) * words + k];
                         while (word) {
                             int channel = 32 * k + lowest(word);
-                            sums[channel] += weights[(i * kw + j) * c + channel];
+                            sums[channel] += weight(weights + (i * kw + j) * ROW(c), channel);
                             word &= word - 1u;
                         }
                     }
@@ -166,9 +237,9 @@ static void depthwise_spikes(const uint32_t *spikes, int16_t *target, int h, int
     }
 }
 
-//// depthwise_currents: scaled finish
+//// depthwise_currents: scaled finish weights
 static void depthwise_currents(const int16_t *source, int16_t *target, int h, int w, int c, int out, int kh, int kw,
-                               int apart, const int8_t *weights, const int16_t *m, const uint8_t *s,
+                               int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                                const int32_t *bias, int add)
 {
     for (int y = 0; y < h; y++) {
@@ -182,7 +253,7 @@ static void depthwise_currents(const int16_t *source, int16_t *target, int h, in
                         continue;
                     }
                     for (int k = 0; k < c; k++) {
-                        sums[k] += (int32_t)source[(row * w + column) * c + k] * weights[(i * kw + j) * c + k];
+                        sums[k] += source[(row * w + column) * c + k] * weight(weights + (i * kw + j) * ROW(c), k);
                     }
                 }
             }
@@ -346,29 +417,33 @@ static void count(const uint32_t *spikes, int32_t *target, int h, int w, int c, 
     }
 }
 
-//// linear_16: scaled
-static void linear_16(const int32_t *source, int16_t *target, int in, int out, const int8_t *weights,
-                      const int16_t *m, const uint8_t *s, const int32_t *bias)
+//// multiply: weights
+/* Sums over all inputs; one that is 0 costs nothing. */
+static void multiply(const int32_t *source, int in, int out, const weights_t *weights)
 {
-    for (int o = 0; o < out; o++) {
-        int32_t sum = 0;
-        for (int i = 0; i < in; i++) {
-            sum += (int32_t)source[i] * weights[i * out + o];
+    memset(sums, 0, (size_t)out * sizeof *sums);
+    for (int i = 0; i < in; i++) {
+        if (source[i]) {
+            add_times(weights + i * ROW(out), out, source[i]);
         }
-        target[o] = (int16_t)(scaled(sum, m[o], s[o]) + bias[o]);
     }
 }
 
-//// linear_32: scaled
-static void linear_32(const int32_t *source, int32_t *target, int in, int out, const int8_t *weights,
+//// linear_16: scaled finish weights multiply
+static void linear_16(const int32_t *source, int16_t *target, int in, int out, const weights_t *weights,
                       const int16_t *m, const uint8_t *s, const int32_t *bias)
 {
+    multiply(source, in, out, weights);
+    finish(target, out, m, s, bias, 0);
+}
+
+//// linear_32: scaled weights multiply
+static void linear_32(const int32_t *source, int32_t *target, int in, int out, const weights_t *weights,
+                      const int16_t *m, const uint8_t *s, const int32_t *bias)
+{
+    multiply(source, in, out, weights);
     for (int o = 0; o < out; o++) {
-        int32_t sum = 0;
-        for (int i = 0; i < in; i++) {
-            sum += (int32_t)source[i] * weights[i * out + o];
-        }
-        target[o] = scaled(sum, m[o], s[o]) + bias[o];
+        target[o] = scaled(sums[o], m[o], s[o]) + bias[o];
     }
 }
 
