@@ -16,7 +16,8 @@ from spikernel_jax.snn.snasnet import load_snasnet
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.studies.tables import load_trained_cells
 from spikernel_jax.training.checkpoint import load_model, save_model
-from spikernel_jax.training.loop import evaluate, train
+from spikernel_jax.training.evaluation import evaluate
+from spikernel_jax.training.loop import train
 from spikernel_jax.training.recipe import TrainConfig
 from spikernel_jax.training.together import train_together
 

@@ -20,14 +20,16 @@ import tyro
 from bench_common import table
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Split, load_dataset
+from spikernel_jax.embedded.lower import WEIGHT_BITS
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.presets import get_preset
 from spikernel_jax.snn.breakdown import NOT_COUNTED, Part, Whole, parts_of, whole_of
 from spikernel_jax.snn.cost import PJ_PER_MAC, PJ_PER_SYNOP
+from spikernel_jax.snn.devices import broken, devices, needs
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.checkpoint import load_model
-from spikernel_jax.training.loop import measure_spikes
+from spikernel_jax.training.evaluation import measure_spikes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,7 @@ def inspect(options: Options) -> None:
         found = {"bits": options.bits, "measured": measured, "whole": whole._asdict(),
                  "parts": [part._asdict() | {"energy_nj": part.energy_nj} for part in parts]}  # fmt: skip
         options.json.write_text(json.dumps(_plain(found), indent=2) + "\n", "utf-8")
-    _show(spec, options.bits, parts, whole, measured)
+    _show(spec, genotype, options.bits, parts, whole, measured)
 
 
 def _network(options: Options) -> NetworkSpec:
@@ -109,7 +111,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _show(spec: NetworkSpec, bits: int, parts: list[Part], whole: Whole, measured: str) -> None:
+def _show(spec: NetworkSpec, genotype: np.ndarray, bits: int, parts: list[Part], whole: Whole, measured: str) -> None:
     header = ("part", "reads", "parameters", "bytes", "neurons", "state, bytes", "firing rate", "MACs", "connections",
               "synops", "nJ", "conventional MACs")  # fmt: skip
     rows = []
@@ -133,7 +135,22 @@ def _show(spec: NetworkSpec, bits: int, parts: list[Part], whole: Whole, measure
         ("assumed", f"{PJ_PER_MAC} pJ a MAC, {PJ_PER_SYNOP} pJ a synaptic operation (45 nm, 32 bits); borders exact"),
         ("not counted", NOT_COUNTED),
     ]  # fmt: skip
+    if WEIGHT_BITS[0] <= bits <= WEIGHT_BITS[1]:
+        lines += _on_devices(spec, genotype, bits)
     print("\n" + "\n".join(f"- {name}: {text}" for name, text in lines))
+
+
+def _on_devices(spec: NetworkSpec, genotype: np.ndarray, bits: int) -> list[tuple[str, str]]:
+    """What the exported C takes, and which devices have as much."""
+    taken = needs(spec, genotype, bits)
+    found = {name: broken(device, spec, genotype, bits) for name, device in devices().items()}
+    shown = f"{format_bytes(taken['flash'])} of constants, {format_bytes(taken['sram'])} written to"
+    fits = ", ".join(name for name, limits in found.items() if not limits)
+    return [
+        ("as exported C", f"{shown} (currents and membranes of 16 bits); code and stack on top"),
+        ("fits", fits or "no device that is known"),
+        *((f"not {name}", "; ".join(limits)) for name, limits in found.items() if limits),
+    ]
 
 
 def _number(value: float) -> str:

@@ -18,6 +18,7 @@ from spikernel_jax.embedded import program as ops
 from spikernel_jax.embedded.memory import kind_of, lay_out, length_of
 from spikernel_jax.embedded.program import Instruction, Ints, Program, Scale
 from spikernel_jax.io.files import atomic_folder
+from spikernel_jax.snn.footprint import stored_bits
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FILES = ("spikernel.h", "spikernel.c", "main.c", "mps2.c", "mps2.ld", "Makefile", "README.md")
@@ -68,11 +69,6 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     }  # fmt: skip
     files = {name: _filled((_TEMPLATES / name).read_text("utf-8"), values) for name in _FILES}
     return Source(files, values["written"], writer.constant_bytes)
-
-
-def stored_bits(bits: int) -> int:
-    """What a weight takes in memory."""
-    return next(own for own in _A_BYTE if bits <= own)
 
 
 _A_BYTE = {2: "four", 4: "two", 8: "one"}

@@ -1,8 +1,8 @@
 """A model as a program of integers: batch norm folded, weights rounded, fractions as fine as the widths allow.
 
-Weights are symmetric whole numbers of `bits`, with a scale for each output channel. Currents and membranes have `width`
-bits. A batch norm behind a convolution goes into its weights and bias; one without a convolution before it stays as a
-scale and a bias. Running statistics are those of every time step.
+Weights are symmetric whole numbers of `bits`, with a scale for each output channel (`snn.rounding`). Currents and
+membranes have `width` bits. A batch norm behind a convolution goes into its weights and bias; one without a convolution
+before it stays as a scale and a bias. Running statistics are those of every time step.
 
 Sources: Jacob et al., CVPR 2018 (multiplier and shift); Nagel et al., 2021, arXiv 2106.08295 (folding).
 """
@@ -19,13 +19,13 @@ from spikernel_jax.embedded import program as ops
 from spikernel_jax.embedded.bounds import ACCUMULATOR, TooWideError, check
 from spikernel_jax.embedded.program import Buffer, Instruction, Program, Scale
 from spikernel_jax.operations.operation import Operation
-from spikernel_jax.snn import neurons
+from spikernel_jax.snn import neurons, rounding
 from spikernel_jax.snn.layers import BN_EPSILON
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import CELLS, layer_name
 
 Floats = NDArray[np.float64]
-WEIGHT_BITS = (2, 8)
+WEIGHT_BITS = rounding.BITS
 WIDTHS = (8, 16)
 _MULTIPLIER = 12  # bits of a scale's multiplier, at most
 _LEAK_SHIFT = 12
@@ -75,14 +75,6 @@ def lower(model: Model, bits: int = 8, width: int = 16) -> Program:
             fractions[domain] -= 1
             continue
         return program
-
-
-def quantised(weights: Floats, bits: int) -> tuple[NDArray[np.int64], Floats]:
-    """Symmetric whole numbers of so many bits, and what one is worth in each output channel, [C]."""
-    most = 2 ** (bits - 1) - 1
-    unit = np.abs(weights).max(tuple(range(weights.ndim - 1))) / most
-    unit = np.where(unit > 0, unit, 1.0)
-    return np.clip(np.rint(weights / unit), -most, most).astype(np.int64), unit
 
 
 def scale_of(factor: Floats, largest: int) -> Scale:
@@ -158,6 +150,10 @@ class _Builder:
         scale = gain * own["scale"] / np.sqrt(running["var"] + BN_EPSILON)
         return scale, own["bias"] - running["mean"] * scale
 
+    def rounded(self, weights: Floats) -> tuple[NDArray[np.int64], Floats]:
+        whole, unit = rounding.rounded(weights, self.bits)
+        return whole.astype(np.int64), unit
+
     def scaled(self, factor: Floats, largest: int, target: str) -> Scale:
         try:
             return scale_of(factor, largest)
@@ -175,7 +171,7 @@ class _Builder:
         if norm:
             scale, bias = self.norm(layer)
             weights = weights * scale
-        whole, unit = quantised(weights, self.bits)
+        whole, unit = self.rounded(weights)
         into, out = self.buffers[target].fraction, self.buffers[source].fraction
         largest = int(np.abs(whole).sum((0, 1, 2)).max()) * self.largest(source)
         scale = self.scaled(unit * 2.0 ** (into - out), largest, target)
@@ -307,7 +303,7 @@ class _Builder:
             self.buffers["head.pooled"] = Buffer(pooled, ACCUMULATOR)
             self.step.append(ops.Count("last", "head.pooled", side))
             self.currents("head.current", (1, 1, spec.head_hidden), "head")
-            whole, unit = quantised(self.params["head.hidden"]["kernel"], self.bits)
+            whole, unit = self.rounded(self.params["head.hidden"]["kernel"])
             largest = int(np.abs(whole).sum(0).max()) * places
             into = self.buffers["head.current"].fraction
             scale = self.scaled(unit * 2.0**into / places, largest, "head.current")
@@ -316,7 +312,6 @@ class _Builder:
             self.step.append(self.fire("head", "head.current", spec.neuron, "head"))
             # The mean over a class's neurons is linear: it goes into the weights.
             neurons_of = (spec.num_classes, spec.neurons_per_class)
-            weights = weights.reshape(-1, *neurons_of).mean(-1)
             bias, places, side, source = bias.reshape(neurons_of).mean(-1), 1, (1, 1), "head"
             pooled = (1, 1, spec.head_hidden)
         else:
@@ -325,11 +320,9 @@ class _Builder:
         self.buffers[counting] = Buffer(pooled, ACCUMULATOR, kept=True)
         self.step.append(ops.Count(source, counting, side, add=True))
         # One unit for all classes, so that their logits can be compared as they are.
-        top = 2 ** (self.bits - 1) - 1
-        unit = max(float(np.abs(weights).max()), 1e-30) / top
-        whole = np.rint(weights / unit).astype(np.int64)
+        whole, unit = rounding.rounded_classes(weights, spec.num_classes, self.bits)
         one = Scale(np.ones(spec.num_classes, np.int64), np.zeros(spec.num_classes, np.int64))
         self.buffers["logits"] = Buffer((1, 1, spec.num_classes), ACCUMULATOR)
         constant = np.rint(bias * most / unit).astype(np.int64)
-        self.end.append(ops.Linear(counting, "logits", whole, one, constant))
-        return unit / most
+        self.end.append(ops.Linear(counting, "logits", whole.astype(np.int64), one, constant))
+        return float(unit) / most

@@ -17,7 +17,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import impact, trials
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report.intervals import Interval, interval
-from spikernel_jax.search import queue
+from spikernel_jax.snn.spec import NetworkSpec
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,13 +47,13 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
       job: the run.
       finalists: `name`, `kernel_set` and `genotype`.
     """
-    budget, bits = job.options.memory_budget, job.options.bits
+    budget = job.options.budget
     result: dict[str, Baseline] = {}
     taken = set(finalists["genotype"].to_list())
     for index, row in enumerate(finalists.unique("name", keep="first", maintain_order=True).iter_rows(named=True)):
         space = job.options.space.restricted(kernel_set(row["kernel_set"]))
         rows = space.enumerate()
-        rows = rows[queue.memory_of(job.network(space), rows, bits) <= budget]
+        rows = rows[budget.fits(job.network(space), rows)]
         order = jax.random.permutation(jax.random.fold_in(job.key(Purpose.RANDOM_BASELINES), index), len(rows))
         free = (rows[i] for i in np.asarray(order) if space.explicit(rows[i]) not in taken)
         if (drawn := next(free, None)) is not None:
@@ -65,10 +65,10 @@ def cells(job: Job, finalists: "pl.DataFrame") -> dict[str, Baseline]:
     return result
 
 
-def memory_of(job: Job, row: Mapping[str, Any], bits: int) -> int:
-    """Bytes of a baseline at another width."""
+def cell_of(job: Job, row: Mapping[str, Any]) -> tuple[NetworkSpec, NDArray[np.int8]]:
+    """Network and genotype of a baseline's row."""
     space = job.options.space.restricted(kernel_set(row["kernel_set"]))
-    return int(queue.memory_of(job.network(space), space.parse(row["genotype"])[None], bits)[0])
+    return job.network(space), space.parse(row["genotype"])
 
 
 def train_baselines(job: Job) -> "pl.DataFrame":
@@ -117,16 +117,13 @@ def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":
     )
 
 
-def verdict(
-    finalists: "pl.DataFrame", baselines: "pl.DataFrame", tradeoff: "pl.DataFrame", budget: int
-) -> dict[str, Any]:
+def verdict(finalists: "pl.DataFrame", baselines: "pl.DataFrame", tradeoff: "pl.DataFrame") -> dict[str, Any]:
     """Whether the search helped, by test accuracy.
 
     Args:
       finalists: a row for each finalist (or set) and seed.
       baselines: a row for each baseline and seed.
       tradeoff: of `tradeoff.choose_model`, which says what was chosen and what fits.
-      budget: bytes.
 
     Returns:
       `over_random`: each finalist's mean over seeds less that of its random cell; mean, `low`, `high` (95 % t-interval
@@ -141,7 +138,7 @@ def verdict(
     pairs = [test[row["of"]] - test[row["name"]] for row in drawn.iter_rows(named=True)]
     over_random = interval(pairs) if pairs else None
     chosen = tradeoff.filter(pl.col("chosen"))["name"][0]
-    rivals = tradeoff.filter(pl.col("role") == UNSEARCHED, pl.col("memory_bytes") <= budget)
+    rivals = tradeoff.filter(pl.col("role") == UNSEARCHED, pl.col("fits"))
     over_unsearched, rival = None, None
     if len(rivals):
         rival = rivals.sort("validation_accuracy", descending=True, maintain_order=True)["name"][0]

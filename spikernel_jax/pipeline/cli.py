@@ -52,7 +52,10 @@ class BudgetOptions:
     """What the device has."""
 
     memory_budget: str | None = None
-    """Memory the chosen model may take, in bytes or as 512KiB; default the preset's."""
+    """Memory the chosen model may take, in bytes or as 512KiB; default the preset's, and no limit with --device."""
+    device: str | None = None
+    """Device whose limits the chosen model must keep to: cortex-m4, cortex-m7, ice40-up5k, loihi-2, spinnaker2, akida,
+    xylo, speck, or FILE.toml:NAME of one's own."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,10 @@ from spikernel_jax.io.files import atomic_folder
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.summary import write_summary_report
 from spikernel_jax.report import device_figures
+from spikernel_jax.snn import devices
 from spikernel_jax.snn.model import Model
 from spikernel_jax.training.checkpoint import load_model
-from spikernel_jax.training.loop import evaluate, measure_spikes
+from spikernel_jax.training.evaluation import evaluate, measure_spikes
 
 if TYPE_CHECKING:
     import polars as pl
@@ -93,6 +94,7 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
                     "what": name, "bits": bits, "validation_accuracy": accuracy[0], "test_accuracy": accuracy[1],
                     "spikes": float(spikes), "constant_bytes": source.constant_bytes,
                     "written_bytes": source.written_bytes, "verified_images": len(some),
+                    "fits": _fitting(model, bits),
                 })  # fmt: skip
                 job.say(f"  {name}: validation {100 * accuracy[0]:.2f} %, {source.constant_bytes:,} bytes read and "
                         f"{source.written_bytes:,} written to, verified on {len(some)} images")  # fmt: skip
@@ -123,6 +125,12 @@ def _on_processors(job: Job, name: str, program: Program, folder: Path, images: 
     return rows
 
 
+def _fitting(model: Model, bits: int) -> str:
+    """Names of the devices whose limits the model keeps to."""
+    every = devices.devices().items()
+    return ", ".join(name for name, own in every if not devices.broken(own, model.spec, model.genotype, bits))
+
+
 def _accuracy(found: integer.Result, split: Split) -> float:
     return float((found.logits_BK.argmax(1) == split.labels).mean())
 
@@ -133,7 +141,7 @@ def _of_float(job: Job, model: Model) -> dict[str, Any]:
     return {
         "what": FLOAT, "bits": 32, "validation_accuracy": evaluate(model, job.data.validation),
         "test_accuracy": evaluate(model, job.data.test), "spikes": float(spikes), "constant_bytes": 4 * parameters,
-        "written_bytes": None, "verified_images": 0,
+        "written_bytes": None, "verified_images": 0, "fits": "",
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from spikernel_jax.io.units import format_bytes, parse_bytes
 from spikernel_jax.pipeline.presets import Preset
 from spikernel_jax.scoring.fidelity import NAMES
 from spikernel_jax.search.queue import STRATEGIES, NothingFitsError, memory_of
+from spikernel_jax.snn.devices import NO_LIMIT, Budget, device_of
 from spikernel_jax.training.recipe import DEFAULT_RECIPE, RECIPES
 
 KEEP = ("rule", "all")
@@ -49,6 +50,7 @@ class StepOptions:
       search_epochs: budget of the trainings strategy.
       search_seconds: the same in seconds; 0 leaves it to the epochs.
       memory_budget: bytes that the chosen model may take.
+      device: whose limits it must keep to, of `snn.devices`; empty for none.
       bits: width of weights, membranes and activations on the device.
       recipe: how networks are trained, of `recipe.RECIPES`.
 
@@ -67,6 +69,7 @@ class StepOptions:
     search_epochs: int
     search_seconds: float
     memory_budget: int
+    device: str
     bits: int
     recipe: str
 
@@ -77,6 +80,9 @@ class StepOptions:
         impact_genotypes(self.space, self.cell)
         if not 1 <= self.bits <= 64:
             raise ValueError(f"--bits {self.bits} must be from 1 to 64")
+        if self.device and not 2 <= self.bits <= 8:
+            raise ValueError(f"--bits {self.bits} must be from 2 to 8 with --device {self.device}")
+        _ = self.budget
         for name, known in _KNOWN.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"--{name} {value!r} is unknown; known: {', '.join(known)}")
@@ -99,6 +105,11 @@ class StepOptions:
             option = "--operations" if self.operations else "--kernel-sizes"
             there = f"{option} {_text(self.operations or self.kernel_sizes)} lacks {_text(list(missing))}"
             raise ValueError(f"--sets {_text(self.sets)}: {there}; add them there")
+
+    @property
+    def budget(self) -> Budget:
+        """What the chosen model may take."""
+        return Budget(self.memory_budget, self.bits, device_of(self.device) if self.device else None)
 
     @property
     def space(self) -> CellSpace:
@@ -166,6 +177,8 @@ def resolve(
                 f"--{name.replace('_', '-')} {_text(value)} differs from this run's {_text(there[name])}: "
                 "choose another --out"
             )
+    if given.get("device", before := there.get("device", "")) != before:  # it is a budget of its own
+        there.pop("memory_budget", None)
     chosen = there | given
     options = StepOptions(**_defaults(preset, chosen) | chosen)
     for name in _READ_BY.keys() & given.keys():
@@ -198,7 +211,8 @@ def _defaults(preset: Preset, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "fidelity": NAMES[0],
         "search_epochs": preset.search_epochs,
         "search_seconds": 0.0,
-        "memory_budget": parse_bytes(preset.memory_budget),
+        "memory_budget": NO_LIMIT if chosen.get("device") else parse_bytes(preset.memory_budget),
+        "device": "",
         "bits": preset.bits,
         "recipe": DEFAULT_RECIPE,
     } | of_operations

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spikernel_jax.cells.kernels import Kernel, kernel_set_text
-from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import figures
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
@@ -32,8 +31,7 @@ def settled(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> Search:
         trained=job.network(halving.union(options.space, sets)),
         strategy=options.strategy,
         samples=options.samples,
-        budget=options.memory_budget,
-        bits=options.bits,
+        budget=options.budget,
         score=job.preset.score,
         rungs=tuple((name, rungs[name]) for name in at),
         cells_key=job.key(Purpose.SAMPLED_CELLS),
@@ -47,7 +45,7 @@ def settled(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> Search:
 
 
 _OPTIONS = ("sets", "keep", "strategy", "samples", "fidelity", "search_epochs", "search_seconds", "memory_budget",
-            "bits")  # fmt: skip
+            "device", "bits")  # fmt: skip
 _PLAN = "search_plan.json"
 
 
@@ -108,6 +106,7 @@ def table_of(
     import polars as pl
 
     n, memory = len(cells.rows), total.memory_bytes
+    fits = search.budget.fits(search.trained, cells.rows) if search.ranks_all else np.ones(n, bool)
     reached, lif_calls = np.zeros(n, np.int64), np.zeros(n, np.int64)
     columns = {name: np.full(n, np.nan) for name in ("score", "score_se", "score_se_paired")}
     for index, (_, at, scores) in enumerate(results):
@@ -119,7 +118,7 @@ def table_of(
     accuracy = np.full(n, np.nan) if trained is None else trained.accuracy
     tables = []
     for kernel_set, own, at in zip(search.sets, cells.members, cells.positions, strict=True):
-        scored = halving.winner(at, results, memory, search.budget)
+        scored = halving.winner(at, results, memory, fits)
         winner = scored if trained is None else shorts.winner(at, trained)
         tables.append(
             pl.DataFrame({
@@ -134,7 +133,7 @@ def table_of(
                 "lif_calls": lif_calls[at],
                 "conv_edges": total.conv_edges[at] // 2,
                 "memory_bytes": memory[at],
-                "fits": memory[at] <= search.budget,
+                "fits": fits[at],
                 "finalist": at == (-1 if winner is None else winner),
             })
         )  # fmt: skip
@@ -160,10 +159,10 @@ def search_sets(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> "pl.DataFrame":
     with job.step("search"):
         search = settled(job, sets)
         cells = halving.find_cells(search)
-        total = costs(search.trained, cells.rows, search.bits) if len(cells.rows) else None
-        if total is None or total.memory_bytes.min() > search.budget:
-            budget = f"--memory-budget {format_bytes(search.budget)} at {search.bits} bits"
-            raise NothingFitsError(f"no cell of any set fits {budget}")
+        fits = search.budget.fits(search.trained, cells.rows).any() if search.ranks_all else len(cells.rows)
+        if not fits:
+            raise NothingFitsError(f"no cell of any set fits {search.budget.text}")
+        total = costs(search.trained, cells.rows, search.budget.bits)
         job.remember(*_OPTIONS)
         job.say(f"step 3, search ({search.strategy}): {len(cells.rows)} distinct cells in {len(sets)} sets")
         job.processes.tell("sets", sets)
@@ -180,7 +179,7 @@ def _say_of(job: Job, table: "pl.DataFrame", infinite: int) -> None:
     """Says what has no finalist and no score; ValueError if there is no finalist at all."""
     for (kernel_set,), own in table.group_by("kernel_set", maintain_order=True):
         if not own["finalist"].any():
-            why = "has a finite score" if own["fits"].any() else f"fits {format_bytes(job.options.memory_budget)}"
+            why = "has a finite score" if own["fits"].any() else f"fits {job.options.budget.text}"
             job.say(f"  {kernel_set}: no cell {why}; this set has no finalist")
     if not table["finalist"].any():
         raise ValueError("no cell that fits the budget has a finite score: score larger networks or other images")

@@ -54,6 +54,10 @@ def write_summary_report(job: Job) -> Path:
         f"{len(job.data.train.labels):,} images, n = {preset.seeds} seeds. Accuracies are of float32 networks; memory "
         f"is counted at {job.options.bits} bits" + ", at which **no network was evaluated**." * (not embedded)
     )
+    if device := job.options.budget.device:
+        equals += (
+            f" The chosen model keeps to the limits of {device.title} ({device.source}). Not looked at: {device.note}."
+        )
     sections = [
         ("Run", f"{job.data.source}\n\nSeed {job.seed}. {equals}\n\n{seconds}.\n\n{about}"),
         ("Did the search help?", summary["search_helped"]["text"]),

@@ -5,9 +5,10 @@ failed) is never on the front and never chosen.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from spikernel_jax.cells.kernels import kernel_set
 from spikernel_jax.io.units import format_bytes
@@ -17,6 +18,8 @@ from spikernel_jax.pipeline.summary import write_summary_report
 from spikernel_jax.report import figures
 from spikernel_jax.search.queue import NothingFitsError
 from spikernel_jax.snn import cost
+from spikernel_jax.snn.devices import NO_LIMIT, Budget, broken
+from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.checkpoint import load_model
 
 if TYPE_CHECKING:
@@ -92,17 +95,31 @@ def choose(accuracy: Any, memory: Any, budget: int | None) -> int:
     return int(indices[np.lexsort((indices, memory[indices], -accuracy[indices]))[0]])
 
 
+class Weighed(NamedTuple):
+    """What a network takes: bytes, and which limits of a device it breaks."""
+
+    memory: int
+    broken: list[str]
+
+
+def weigh(budget: Budget, spec: NetworkSpec, genotype: ArrayLike) -> Weighed:
+    """What a network takes of a budget."""
+    row = np.asarray(genotype)
+    memory = int(cost.costs(spec, row[None], budget.bits).memory_bytes[0])
+    return Weighed(memory, broken(budget.device, spec, row, budget.bits) if budget.device else [])
+
+
 def table_of(
-    mean: "pl.DataFrame", memory: list[int], others: "pl.DataFrame", of_others: list[int], budget: int
+    mean: "pl.DataFrame", weighed: list[Weighed], others: "pl.DataFrame", of_others: list[Weighed], budget: Budget
 ) -> "pl.DataFrame":
     """Finalists and baselines with their memory, what is on the finalists' Pareto front, and what is chosen.
 
     Args:
       mean: of the finalists, `baselines.over_seeds`.
-      memory: bytes of each.
+      weighed: what each takes.
       others: of the baselines, likewise; never on the front and never chosen.
-      of_others: bytes of each.
-      budget: bytes.
+      of_others: what each takes.
+      budget: that the chosen one must keep to.
 
     Raises:
       NothingFitsError: one line, if no finalist fits.
@@ -110,16 +127,31 @@ def table_of(
     import polars as pl
 
     accuracy = mean["validation_accuracy"].to_numpy()
-    best = choose(accuracy, np.asarray(memory), budget)
+    memory, able = [own.memory for own in weighed], np.array([not own.broken for own in weighed])
+    if budget.device and not able.any():
+        own = min(weighed, key=lambda own: (len(own.broken), own.memory))
+        raise NothingFitsError(f"no finalist fits {budget.device.name}: the nearest has {', '.join(own.broken)}")
+    best = choose(np.where(able, accuracy, np.nan), np.asarray(memory), budget.memory_bytes)
     finalists = mean.with_columns(
         pl.Series("memory_bytes", memory, dtype=pl.Int64),
         pl.Series("on_front", pareto_front(accuracy, np.asarray(memory))),
         pl.Series("chosen", np.arange(len(mean)) == best),
+        _fits(weighed, budget),
     )
     compared = others.with_columns(
-        pl.Series("memory_bytes", of_others, dtype=pl.Int64), on_front=pl.lit(False), chosen=pl.lit(False)
+        pl.Series("memory_bytes", [own.memory for own in of_others], dtype=pl.Int64),
+        pl.lit(False).alias("on_front"),
+        pl.lit(False).alias("chosen"),
+        _fits(of_others, budget),
     )
     return pl.concat([finalists, compared], how="vertical_relaxed")
+
+
+def _fits(weighed: list[Weighed], budget: Budget) -> "pl.Series":
+    import polars as pl
+
+    able = [not own.broken and own.memory <= budget.memory_bytes for own in weighed]
+    return pl.Series("fits", able, dtype=pl.Boolean)
 
 
 def choose_model(job: Job) -> "pl.DataFrame":
@@ -134,7 +166,7 @@ def choose_model(job: Job) -> "pl.DataFrame":
     """
     import polars as pl
 
-    run, budget, bits = job.run, job.options.memory_budget, job.options.bits
+    run, budget = job.run, job.options.budget
     with job.step("tradeoff"):
         wanted = ("name", "kernel_set", "genotype", "seed", "validation_accuracy", "test_accuracy", "parameters")
         by_seed = {
@@ -144,25 +176,22 @@ def choose_model(job: Job) -> "pl.DataFrame":
         finalists = by_seed["finalists"].unique(("name", "seed"), maintain_order=True)
         mean = baselines.over_seeds(finalists.with_columns(role=pl.lit(baselines.SEARCHED)))
         others = baselines.over_seeds(by_seed["baselines"])
-        memory = [_bytes_of_export(job, name) for name in mean["name"]]
-        of_others = [baselines.memory_of(job, row, bits) for row in others.iter_rows(named=True)]
-        table = table_of(mean, memory, others, of_others, budget)
+        models = [load_model(run.path / f"finalists/{name}/checkpoint") for name in mean["name"]]
+        weighed = [weigh(budget, model.spec, model.genotype) for model in models]
+        of_others = [weigh(budget, *baselines.cell_of(job, row)) for row in others.iter_rows(named=True)]
+        table = table_of(mean, weighed, others, of_others, budget)
         run.write_table("tradeoff", table)
         n = job.preset.seeds
-        title = f"Accuracy (float32) against memory (counted at {bits} bits), {job.data.name}, n = {n} seeds"
-        figures.tradeoff_figure(table, run.folder("figures") / "tradeoff.png", title, budget)
+        title = f"Accuracy (float32) against memory (counted at {budget.bits} bits), {job.data.name}, n = {n} seeds"
+        line = budget.memory_bytes if budget.memory_bytes < NO_LIMIT else None
+        figures.tradeoff_figure(table, run.folder("figures") / "tradeoff.png", title, line)
         chosen = table.filter(pl.col("chosen")).row(0, named=True)
         sets = finalists.filter(pl.col("name") == chosen["name"])["kernel_set"][0]
-        helped = baselines.verdict(by_seed["finalists"], by_seed["baselines"], table, budget)
+        helped = baselines.verdict(by_seed["finalists"], by_seed["baselines"], table)
         run.update_summary(chosen=_summary(job, chosen, sets), search_helped=helped)
     job.say(helped["text"])
     job.say(f"report: {write_summary_report(job)}")
     return table
-
-
-def _bytes_of_export(job: Job, name: str) -> int:
-    model = load_model(job.run.path / f"finalists/{name}/checkpoint")
-    return int(cost.costs(model.spec, np.asarray(model.genotype)[None], job.options.bits).memory_bytes[0])
 
 
 def _summary(job: Job, chosen: dict[str, Any], sets: str) -> dict[str, Any]:
@@ -174,5 +203,6 @@ def _summary(job: Job, chosen: dict[str, Any], sets: str) -> dict[str, Any]:
         "test_accuracy_sd": chosen["test_sd"],
         "bits": job.options.bits,
         "memory_budget_bytes": job.options.memory_budget,
+        "device": job.options.device or None,
         "checkpoint": str(job.run.path / f"finalists/{chosen['name']}/checkpoint"),
     }

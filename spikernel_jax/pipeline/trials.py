@@ -23,8 +23,9 @@ from spikernel_jax.pipeline.job import Job
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
+from spikernel_jax.training.evaluation import evaluate, measure_spikes
 from spikernel_jax.training.keep import epochs_of
-from spikernel_jax.training.loop import TrainingDivergedError, evaluate, measure_spikes, train
+from spikernel_jax.training.loop import TrainingDivergedError, train
 from spikernel_jax.training.recipe import TrainConfig
 
 

@@ -22,6 +22,7 @@ from spikernel_jax.io.processes import Processes
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
 from spikernel_jax.scoring.scorer import Scorer, Scores, make_bank
 from spikernel_jax.search import queue
+from spikernel_jax.snn.devices import Budget
 from spikernel_jax.snn.spec import NetworkSpec
 
 FRACTIONS = (1.0, 0.1, 0.01)  # of each set's cells, at low, medium and full fidelity
@@ -37,8 +38,7 @@ class Search:
       trained: the network that would be trained, of the union space.
       strategy: of `queue.STRATEGIES`.
       samples: draws per set of the random strategy.
-      budget: bytes.
-      bits: width of weights, membranes and activations.
+      budget: that what is found must keep to.
       score: a registered score.
       rungs: names and sizes of the fidelities that are scored at, in order.
       cells_key: of the random strategy's draws.
@@ -54,8 +54,7 @@ class Search:
     trained: NetworkSpec
     strategy: str
     samples: int
-    budget: int
-    bits: int
+    budget: Budget
     score: str
     rungs: tuple[tuple[str, Fidelity], ...]
     cells_key: jax.Array
@@ -65,6 +64,11 @@ class Search:
     origin: dict[str, Any]
     processes: Processes
     say: Callable[[str], None]
+
+    @property
+    def ranks_all(self) -> bool:
+        """Whether cells are looked at that do not fit the budget."""
+        return self.strategy == "exhaustive"
 
 
 class Cells(NamedTuple):
@@ -92,10 +96,10 @@ def find_cells(search: Search) -> Cells:
     """The cells that the strategy looks at; `halving` and `random` rule out those over the budget."""
 
     def fits(rows: NDArray[np.int8]) -> NDArray[np.bool_]:
-        return queue.memory_of(search.trained, rows, search.bits) <= search.budget
+        return search.budget.fits(search.trained, rows)
 
     how = "random" if search.strategy == "random" else "exhaustive"
-    weigh = None if search.strategy == "exhaustive" else fits
+    weigh = None if search.ranks_all else fits
     return gather([
         queue.candidates(
             search.trained.space, s, strategy=how, samples=search.samples, key=search.cells_key, fits=weigh
@@ -179,11 +183,13 @@ def share_rungs(search: Search, cells: Cells, data: Dataset) -> None:
         queue.score_share(units(search, cells, data, name, at))
 
 
-def winner(own: NDArray[np.int64], results: Sequence[Rung], memory: NDArray[np.int64], budget: int) -> int | None:
-    """Position of a set's best cell: by the highest fidelity at which one of its cells has a finite score."""
+def winner(
+    own: NDArray[np.int64], results: Sequence[Rung], memory: NDArray[np.int64], fits: NDArray[np.bool_]
+) -> int | None:
+    """Position of a set's best cell that fits: by the highest fidelity at which one has a finite score."""
     for rung in reversed(results):
-        mine = np.isin(rung.at, own)
-        best = queue.best_under_budget(np.where(mine, rung.scores.scores, np.nan), memory[rung.at], budget)
+        mine = np.isin(rung.at, own) & fits[rung.at]
+        best = queue.best_under_budget(np.where(mine, rung.scores.scores, np.nan), memory[rung.at], None)
         if best is not None:
             return int(rung.at[best])
     return None

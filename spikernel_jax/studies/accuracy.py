@@ -31,8 +31,9 @@ from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.checkpoint import save_model
+from spikernel_jax.training.evaluation import evaluate
 from spikernel_jax.training.keep import epochs_of
-from spikernel_jax.training.loop import evaluate, train
+from spikernel_jax.training.loop import train
 
 FINISH_SECONDS = 6.0  # figure, export and page after the last epoch
 MARGIN = 0.05  # of the time left, kept back: steps are timed for seconds and run for minutes

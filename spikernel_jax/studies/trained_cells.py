@@ -28,7 +28,8 @@ from spikernel_jax.snn import cost
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 from spikernel_jax.studies.tables import ABOUT, half_of
-from spikernel_jax.training.loop import evaluate, measure_spikes, train
+from spikernel_jax.training.evaluation import evaluate, measure_spikes
+from spikernel_jax.training.loop import train
 from spikernel_jax.training.recipe import TrainConfig
 from spikernel_jax.training.together import train_together
 

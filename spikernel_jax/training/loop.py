@@ -17,13 +17,14 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
+from spikernel_jax.data import Dataset, epoch_batches
 from spikernel_jax.io.checks import whole
 from spikernel_jax.io.signals import StopRequest
-from spikernel_jax.snn import network
+from spikernel_jax.snn import network, rounding
 from spikernel_jax.snn.model import Model, hashable
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
-from spikernel_jax.training.devices import BATCH, devices_for, own, shared, to_all, to_one
+from spikernel_jax.training.devices import devices_for, own, to_all, to_one
+from spikernel_jax.training.evaluation import as_data, evaluate
 from spikernel_jax.training.keep import kept
 from spikernel_jax.training.recipe import TrainConfig
 from spikernel_jax.training.step import Program, TrainState, train_steps
@@ -38,119 +39,11 @@ class TrainingDivergedError(ValueError):
     """The loss or a weight is no longer finite."""
 
 
-@functools.partial(jax.jit, static_argnames=("devices", "spec", "genotype"))
-def _right(
-    devices: jax.sharding.Mesh, spec: NetworkSpec, genotype: Any, arrays: Any, cell: Any, x: Array, labels_B: Array
-) -> Array:
-    """How many images are classified rightly; a label of -1 never is."""
-
-    def of_part(arrays: Any, cell: Any, x: Array, labels_B: Array) -> Array:
-        params, stats = arrays
-        out = network.apply(spec, cell if genotype is None else genotype, params, x, stats=stats)
-        return jax.lax.psum((out.logits_BK.argmax(-1) == labels_B).sum(), BATCH)
-
-    return shared(devices, of_part, whole=2, out=False)(arrays, cell, x, labels_B)
-
-
-def evaluate(
-    model: Model,
-    split: Split,
-    batch_size: int = 256,
-    *,
-    one_program: bool = False,
-    devices: Sequence[Any] | None = None,
-) -> float:
-    """Accuracy (0 to 1) of a model on a split, by running statistics.
-
-    Args:
-      model: whose accuracy it is.
-      split: images and labels.
-      batch_size: images at a time; results do not depend on it.
-      one_program: as in `train`.
-      devices: as in `train`.
-
-    Example:
-      >>> import jax
-      >>> from spikernel_jax import CellSpace, Model, NetworkSpec, evaluate, load_dataset
-      >>> from spikernel_jax.snn import network
-      >>> spec = NetworkSpec((28, 28, 1), 10, CellSpace((3,)), channels=2, time_steps=1, stem_stride=2)
-      >>> cell = tuple(spec.space.parse("0>3:skip").tolist())
-      >>> untrained = Model(spec, cell, *network.init(jax.random.key(0), spec, cell), (0.1307,), (0.3081,))
-      >>> 0 <= evaluate(untrained, load_dataset("mnist5k", limit_test=50).test) <= 1
-      True
-    """
-    count = jax.device_count() if devices is None else len(devices)
-    size = -(-min(batch_size, len(split.labels)) // count) * count
-    mesh = devices_for(size, devices)
-    genotype, cell, arrays = _as_data(model, one_program)
-    arrays, cell = to_all(mesh, (arrays, cell))
-    right = 0
-    for images, labels in _batches(split, size):
-        padded = np.pad(labels, (0, size - len(labels)), constant_values=-1)
-        x = normalise(images, model.mean, model.std)
-        right += int(_right(mesh, model.spec, genotype, arrays, cell, *to_all(mesh, (x, padded))))
-    return right / len(split.labels)
-
-
-def _as_data(model: Model, one_program: bool) -> tuple[Any, Any, Any]:
-    """What a program is compiled for of a model's genotype, what it is given as data, and the arrays it reads."""
-    if not one_program:
-        return model.genotype, (), (model.params, model.stats)
-    bank = _bank(model.spec)
-    arrays = tuple(network.in_bank(own, whole) for own, whole in zip((model.params, model.stats), bank, strict=True))
-    return None, np.asarray(model.genotype, np.int32), arrays
-
-
-@functools.cache
-def _bank(spec: NetworkSpec) -> tuple[network.Params, network.Stats]:
-    """Shapes of parameters and statistics of every operation."""
-    return jax.eval_shape(lambda: network.init(jax.random.key(0), spec))
-
-
-def _batches(split: Split, size: int) -> Any:
-    """(uint8 images, labels) batch by batch; the last images are padded, so that one program serves all."""
-    for start in range(0, len(split.labels), size):
-        images, labels = split.images[start : start + size], split.labels[start : start + size]
-        if len(labels) < size:
-            images = np.concatenate([images, np.repeat(images[:1], size - len(labels), 0)])
-        yield images, labels
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "genotype"))
-def _site_spikes(spec: NetworkSpec, genotype: Any, cell: Any, arrays: Any, images_BHWC: Array) -> Any:
-    (params, stats), codes = arrays, cell if genotype is None else genotype
-    out = network.apply(spec, codes, params, images_BHWC, stats=stats, observe=lambda spikes: spikes.sum(-1))
-    over_time = {site: counts.sum(0) for site, counts in out.records.items()}  # [B, H, W], of the head's [B]
-    return {site: counts.reshape(len(images_BHWC), *(counts.shape[1:] or (1, 1))) for site, counts in over_time.items()}
-
-
-def measure_spikes(
-    model: Model, split: Split, batch_size: int = 256, *, one_program: bool = False
-) -> dict[str, np.ndarray]:
-    """Mean number of spikes of one image over all time steps and channels, [H, W] by LIF site, on a split.
-
-    Args:
-      model: whose sites they are.
-      split: images.
-      batch_size: images at a time; results do not depend on it.
-      one_program: as in `train`.
-    """
-    total: dict[str, np.ndarray] = {}
-    genotype, cell, arrays = _as_data(model, one_program)
-    there = model.spec.sites(model.genotype)
-    for images, labels in _batches(split, min(batch_size, len(split.labels))):
-        x = normalise(images, model.mean, model.std)
-        for site, counts_BHW in _site_spikes(model.spec, genotype, cell, arrays, x).items():
-            if site not in there:
-                continue
-            total[site] = total.get(site, 0.0) + np.asarray(counts_BHW, np.float64)[: len(labels)].sum(0)
-    return {site: value / len(split.labels) for site, value in total.items()}
-
-
-def _digest(split: Split) -> str:
-    """A fingerprint of a split's images and labels."""
-    digest = hashlib.sha256(np.ascontiguousarray(split.images).tobytes())
-    digest.update(np.ascontiguousarray(split.labels).tobytes())
+def _digest_of(*arrays: Any) -> str:
+    """A fingerprint of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -164,6 +57,7 @@ def train(
     folder: str | os.PathLike[str] | None = None,
     one_program: bool = False,
     until: int | None = None,
+    start: Model | None = None,
     devices: Sequence[Any] | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -188,6 +82,7 @@ def train(
         training: the genotype is data, and each edge runs the operation that it names. Weights are then those of the
         genotype's own program up to rounding. Muon orthogonalises the kernels of operations not in use, too.
       until: the epoch after which to stop for now, with a folder to go on from; None trains to the end.
+      start: whose weights and statistics to begin with, of the same network; None draws them by the seed.
       devices: that may share the batch; None is all of all processes.
       progress: called with each epoch's metrics.
       say: prints a line where a damaged checkpoint is passed over.
@@ -217,7 +112,7 @@ def train(
             "devices=jax.local_devices() to train in each by itself"
         )
     ends = config.epochs if until is None else whole("until", until, 1, config.epochs)
-    running, state = begin(spec, genotype, data, config, seed, one_program=one_program, among=devices)
+    running, state = begin(spec, genotype, data, config, seed, one_program=one_program, start=start, among=devices)
     last: dict[str, Any] = {}
     with kept(None if folder is None else Path(folder), running.fingerprint, running.devices, say) as keeper:
         state = keeper.restore(state, running.steps, config.epochs * running.steps)
@@ -243,12 +138,15 @@ def begin(
     seed: int,
     *,
     one_program: bool,
+    start: Model | None = None,
     among: Sequence[Any] | None = None,
 ) -> tuple["Running", TrainState]:
     """A training and its state before the first step; arguments and errors as `train`, whose devices are `among`."""
     codes, seed = hashable(genotype), whole("seed", seed, 0, 2**32 - 1)  # a key holds 32 bits of it
     spec.codes(codes)
     _check_fit(spec, data, config)
+    if start is not None and (start.spec, start.genotype) != (spec, codes):
+        raise ValueError(f"start is a model of another network: {start.text}, {start.spec}")
     steps = len(data.train.labels) // config.batch_size
     devices = devices_for(config.batch_size, among)
     fixed = None if one_program else codes
@@ -259,11 +157,14 @@ def begin(
         "config": dataclasses.asdict(config),
         "seed": seed,
         "data": data.name,
-        "train_digest": _digest(data.train),
+        "train_digest": _digest_of(data.train.images, data.train.labels),
     } | ({"one_program": True} if one_program else {})
+    if start is not None:
+        settings["start"] = _digest_of(*jax.tree.leaves((start.params, start.stats)))
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
-    return Running(program, codes, data, order_key, step_key, settings, among), program.start(init_key)
+    state = program.start(init_key, start and as_data(start, one_program)[2])
+    return Running(program, codes, data, order_key, step_key, settings, among), state
 
 
 def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
@@ -348,6 +249,8 @@ class Running:
         """What the state is worth: its moving average, where the recipe has one."""
         program, codes = self.program, self._codes
         params, stats = to_one(state.average or (state.params, state.stats))
+        if bits := program.config.weight_bits:
+            params = rounding.straight_through(program.spec, params, bits)
         if program.genotype is None:
             params, stats = (network.subnetwork(program.spec, own, codes) for own in (params, stats))
         return Model(program.spec, codes, params, stats, program.mean, program.std, metrics)

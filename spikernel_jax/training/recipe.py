@@ -16,6 +16,7 @@ import optax
 
 from spikernel_jax.data import augment, cutmix, cutout, mixup, normalise, trivial_augment
 from spikernel_jax.io.checks import require_known, whole
+from spikernel_jax.snn.rounding import BITS
 
 Array = jax.Array
 
@@ -84,6 +85,8 @@ class TrainConfig:
       precision: of spikes and weights where convolutions multiply them: ``"float32"``, or ``"bfloat16"``, whose
         products are summed in float32. Norms, membranes, the loss and the weights that are updated stay in float32.
       ema: decay a step of the moving average of weights and statistics that is evaluated and exported; 0 is none.
+      weight_bits: of kernels wherever they are multiplied, evaluated and exported, from 2 to 8 (`snn.rounding`); their
+        gradients move kernels of float32. 0 is no rounding.
 
     Raises:
       ValueError: naming the field, its value, and what would be right.
@@ -114,6 +117,7 @@ class TrainConfig:
     decayed: str = "all"
     ema: float = 0.0
     precision: str = "float32"
+    weight_bits: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be trained with."""
@@ -134,6 +138,8 @@ class TrainConfig:
             raise ValueError(f"weight_decay={self.weight_decay} must be finite and at least 0")
         for name in ("padding", "cutout"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 0, 4096))
+        if self.weight_bits:
+            whole("weight_bits", self.weight_bits, *BITS)
         require_known(self, optimiser=OPTIMISERS, schedule=SCHEDULES, loss=LOSSES)
         require_known(self, mix=MIXES, decayed=DECAYED, precision=PRECISIONS)
         if self.schedule == "one_cycle" and self.warmup:

@@ -10,7 +10,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
-from spikernel_jax.snn import network
+from spikernel_jax.snn import network, rounding
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training import recipe
 from spikernel_jax.training.devices import BATCH, shared, to_all
@@ -49,10 +49,11 @@ class Program:
         """What makes updates of gradients."""
         return recipe.optimiser(self.config, self.total_steps, together=self.genotype is None)
 
-    def start(self, key: Array) -> TrainState:
-        """The state before the first step, on all devices."""
-        params, stats = network.init(key, self.spec, self.genotype)
-        average = jax.tree.map(jnp.copy, (params, stats)) if self.config.ema else ()  # states are donated
+    def start(self, key: Array, begun: tuple[network.Params, network.Stats] | None = None) -> TrainState:
+        """The state before the first step, on all devices: what has begun, else weights drawn with a key."""
+        # States are donated, so nothing in them may be anyone else's.
+        params, stats = jax.tree.map(jnp.copy, begun) if begun else network.init(key, self.spec, self.genotype)
+        average = jax.tree.map(jnp.copy, (params, stats)) if self.config.ema else ()
         moments = self.optimiser.init(params)
         state = TrainState(params, stats, moments, average, jnp.int32(0), jnp.float32(0), jnp.int32(0))
         return to_all(self.devices, state)
@@ -123,7 +124,10 @@ def _differentiated(
     """Mean loss, running statistics, images classified rightly and gradients, of the batch, from a device's part."""
     spike_dtype = jnp.bfloat16 if program.config.precision == "bfloat16" else None
 
+    bits = program.config.weight_bits
+
     def loss(params: network.Params) -> Any:
+        params = rounding.straight_through(program.spec, params, bits) if bits else params
         out = network.apply(
             program.spec,
             cell if program.genotype is None else program.genotype,

@@ -36,7 +36,7 @@ def test_c_is_the_specification_to_the_bit(name, compiler, bits, tmp_path):
     c.write(c.generate(program), tmp_path / "c")
     found = build.verify(program, tmp_path / "c", images(100), compiler)
     assert (found.spikes_BS.sum(0) > 0).all(), program.sites
-    assert len(np.unique(found.logits_BK, axis=0)) > 5
+    assert len(np.unique(found.logits_BK, axis=0)) > 3
 
 
 @given(st.sampled_from((2, 4)), st.integers(1, 9), st.integers(1, 4), st.randoms(use_true_random=False))

@@ -15,7 +15,7 @@ from embedded_models import CASES, LEARNING, images, model_of
 from spikernel_jax import CellSpace, Model, NeuronSpec, Operation, register_operation
 from spikernel_jax.embedded import bounds
 from spikernel_jax.embedded.integer import run
-from spikernel_jax.embedded.lower import lower, quantised, scale_of
+from spikernel_jax.embedded.lower import lower, scale_of
 from spikernel_jax.embedded.program import Convolve
 from spikernel_jax.snn import network, neurons
 
@@ -78,15 +78,6 @@ def test_widths_are_used_as_far_as_they_go():
     cell = [name for name, buffer in program.buffers.items() if name.startswith("cell1.value")]
     largest = max(max(-intervals[name].low.min(), intervals[name].high.max()) for name in cell)
     assert 2**13 <= largest < 2**15
-
-
-@given(st.integers(2, 8), st.integers(0, 9))
-def test_weights_are_rounded_to_the_nearest_of_their_channel(bits, seed):
-    weights = np.random.default_rng(seed).normal(size=(3, 3, 4, 5))
-    weights[..., 1] = 0
-    whole, unit = quantised(weights, bits)
-    assert np.abs(whole).max((0, 1, 2)).tolist() == [0 if c == 1 else 2 ** (bits - 1) - 1 for c in range(5)]
-    assert np.abs(whole * unit - weights).max() <= 0.5 * unit.max() + 1e-12
 
 
 @settings(max_examples=50)

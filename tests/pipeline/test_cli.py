@@ -22,6 +22,7 @@ from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import job as job_module
 from spikernel_jax.pipeline import presets, trials
 from spikernel_jax.snn import network
+from spikernel_jax.snn.devices import NO_LIMIT
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SCRIPTS = ("explore", "kernel_impact", "search", "train", "tradeoff")
@@ -290,6 +291,13 @@ def test_options_of_an_earlier_step_are_kept_and_no_others_accepted(made, refuse
     assert RunFolder.open(made).read_json("summary.json")["chosen"]["bits"] == 4
     assert RunFolder.open(made).read_json("summary.json")["chosen"]["memory_budget_bytes"] == 20_000
     assert RunFolder.open(made).read_json("options.json") == options
+    start("tradeoff", "--out", str(made), "--device", "cortex-m4")  # is a budget of its own
+    chosen = RunFolder.open(made).read_json("summary.json")["chosen"]
+    assert (chosen["device"], chosen["memory_budget_bytes"]) == ("cortex-m4", NO_LIMIT)
+    assert "no finalist fits xylo: the nearest has neurons" in refused(
+        "tradeoff", "--out", str(made), "--device", "xylo"
+    )
+    assert RunFolder.open(made).read_json("options.json") == options
 
 
 def test_the_recipe_of_an_earlier_step_is_kept_and_no_other_accepted(made, refused, monkeypatch):
@@ -310,6 +318,19 @@ def test_the_recipe_of_an_earlier_step_is_kept_and_no_other_accepted(made, refus
     refused("train", "--out", str(made))
     smoke = presets.get_preset("mnist5k", "smoke")
     assert used == [smoke.training("mnist5k", "snasnet")] * 2  # step 1's and a finalist's: alike
+
+
+def test_devices_that_are_none(made, refused, tmp_path):
+    before = contents(made)
+    there = str(made)
+    assert "device 'z80' is unknown; known: cortex-m4" in refused("tradeoff", "--out", there, "--device", "z80")
+    line = refused("tradeoff", "--out", there, "--device", "speck", "--bits", "16")
+    assert "--bits 16 must be from 2 to 8 with --device speck" in line
+    path = tmp_path / "mine.toml"
+    assert "no file of devices" in refused("tradeoff", "--out", there, "--device", f"{path}:mine")
+    path.write_text('[mine]\nram = 4\nsource = "me"\n')
+    assert "device 'mine': ram unknown; known: sram" in refused("tradeoff", "--out", there, "--device", f"{path}:mine")
+    assert contents(made) == before
 
 
 def test_a_folder_in_use(made, refused):

@@ -207,16 +207,16 @@ def test_the_verdict_in_words(gaps, words):
     tables = pl.DataFrame(drawn + unsearched)
     rows = [
         {"name": name, "role": "finalist", "test_accuracy": 0.5 + gap, "validation_accuracy": 0.9,
-         "memory_bytes": 1, "chosen": name == "f0"}
+         "fits": True, "chosen": name == "f0"}
         for name, gap in zip(names, gaps, strict=True)
     ]  # fmt: skip
     rows += [
         {"name": row["name"], "role": row["role"], "test_accuracy": row["test_accuracy"], "chosen": False,
          "validation_accuracy": {"u1": 0.1, "u3": 0.3, "u5": 0.9}.get(row["name"], 0.2),
-         "memory_bytes": {"u5": 50}.get(row["name"], 1)}
+         "fits": row["name"] != "u5"}
         for row in drawn[::2] + unsearched[::2]
     ]  # fmt: skip
-    found = baselines.verdict(finalists, tables, pl.DataFrame(rows), 10)
+    found = baselines.verdict(finalists, tables, pl.DataFrame(rows))
     assert words in found["text"]
     assert found["over_random"]["mean"] == pytest.approx(np.mean(gaps))
     assert found["over_unsearched"]["name"] == "u3"  # u5 is better and does not fit

@@ -64,7 +64,7 @@ def test_the_winner_is_the_best_at_the_highest_fidelity_that_has_one_of_the_set(
     memory = np.array([10, 10, 10, 10, 99, 10])
 
     def winner(own: list[int]) -> int | None:
-        return halving.winner(np.array(own), rungs, memory, 50)
+        return halving.winner(np.array(own), rungs, memory, memory <= 50)
 
     assert winner([0, 1, 2, 3]) == 1  # at full, though 0 was first at low
     assert winner([0, 3]) == 3  # neither reached full

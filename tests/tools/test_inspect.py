@@ -9,8 +9,10 @@ import pytest
 
 import scripts
 from spikernel_jax import CellSpace, Model, NetworkSpec, load_dataset, save_model
+from spikernel_jax.io.units import format_bytes
 from spikernel_jax.snn import cost, network
-from spikernel_jax.training.loop import measure_spikes
+from spikernel_jax.snn.footprint import footprints
+from spikernel_jax.training.evaluation import measure_spikes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "inspect_model.py"
 CELL = "0>1:conv3 0>2:conv5 1>2:conv3 2>3:conv3 0>3:skip"
@@ -44,6 +46,10 @@ def test_a_checkpoint_is_measured_on_validation_images(checkpoint, tmp_path, cap
     for part in found["parts"]:
         assert f"| {part['name']} |" in said
     assert "not counted: batch norm" in said
+    bytes_of = footprints(model.spec, row[None], 4)
+    assert f"as exported C: {format_bytes(int(bytes_of.constants[0]))} of constants" in said
+    assert "fits: cortex-m4" in said
+    assert "not xylo: neurons" in said
 
 
 def test_a_cell_in_closed_form(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from spikernel_jax import CellSpace, NetworkSpec, NeuronSpec, TrainConfig, evaluate, load_dataset, train
 from spikernel_jax.snn import network
-from spikernel_jax.training import loop
+from spikernel_jax.training import evaluation, loop
 
 SPACE = CellSpace(operations=("zero", "skip", "conv3", "dwconv1@0.5"))
 SPEC = NetworkSpec((28, 28, 1), 10, SPACE, channels=2, time_steps=2, stem_stride=2)
@@ -57,7 +57,7 @@ def test_one_compilation_for_all(data):
     train(SPEC, SPACE.parse(CELLS[0]), data, config, one_program=True)
 
     def sizes() -> list[int]:
-        programs: list[Any] = [loop.train_steps, loop._right]
+        programs: list[Any] = [loop.train_steps, evaluation._right]
         return [program._cache_size() for program in programs]
 
     compiled = sizes()
@@ -101,7 +101,7 @@ def test_it_goes_on_and_is_not_taken_for_another(data, tmp_path):
 def test_a_model_is_measured_alike(data):
     model, _ = both(CELLS[1], data, RECIPES["sgd"])
     assert evaluate(model, data.validation, one_program=True) == evaluate(model, data.validation)
-    own, shared = (loop.measure_spikes(model, data.validation, one_program=one) for one in (False, True))
+    own, shared = (evaluation.measure_spikes(model, data.validation, one_program=one) for one in (False, True))
     assert own.keys() == shared.keys()
     for site, counts in own.items():
         np.testing.assert_allclose(shared[site], counts, rtol=1e-3, atol=1e-2, err_msg=site)

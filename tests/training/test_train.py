@@ -25,7 +25,8 @@ from spikernel_jax.snn.model import Model, hashable
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training import devices, recipe
 from spikernel_jax.training import loop as training
-from spikernel_jax.training.loop import evaluate, train
+from spikernel_jax.training.evaluation import evaluate, measure_spikes
+from spikernel_jax.training.loop import train
 from spikernel_jax.training.recipe import TrainConfig
 
 SPEC = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=2, dropout=0.1)
@@ -114,7 +115,7 @@ def test_accuracy_does_not_depend_on_the_batch(model):
 
 def test_spikes_do_not_depend_on_the_batch(model):
     split = data().test
-    a, b = (training.measure_spikes(model, split, batch) for batch in (7, 256))
+    a, b = (measure_spikes(model, split, batch) for batch in (7, 256))
     assert set(a) == {"cell1.node0", "transition", "cell2.node0", "last"} == set(b)
     for site, neurons in SPEC.sites(CELL).items():
         np.testing.assert_allclose(a[site], b[site])

@@ -1,0 +1,179 @@
+"""Bytes that a network takes as exported C, in closed form: what it only reads, and what it writes to.
+
+Unlike `cost`, which counts everything at one width after the paper's fashion, this counts a program of integers as the
+room `embedded` writes it::
+
+    constants   weights of 2, 4 or 8 bits, the least that holds them, each row of outputs ending with a whole byte;
+                7 bytes an output of every layer and norm (a multiplier, a shift, a bias); 2 a value of a pixel
+    written     membranes, feedbacks and currents of 2 bytes; spikes, a bit each, of whole words for each place;
+                sums and counts of the head of 4. Of what does not outlive a time step, as much as is alive at the
+                worst moment, for each type of C on its own.
+
+Code and stack come on top. What is written here is a promise: tests hold the compiler's sections against it.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spikernel_jax.snn.cost import checked_genotypes, pairs
+from spikernel_jax.snn.spec import CELLS, NetworkSpec
+
+_CURRENT, _WORD, _SUM = 2, 4, 4  # bytes of a current or membrane, of 32 spikes, of a sum
+_OF_OUTPUT = 7  # a multiplier of 2 bytes, a shift of 1, a bias of 4
+
+
+class Footprint(NamedTuple):
+    """Bytes of genotypes' networks; every field int64 [n]."""
+
+    constants: NDArray[np.int64]
+    written: NDArray[np.int64]
+
+
+def stored_bits(bits: int) -> int:
+    """What a weight of so many bits takes in memory."""
+    return next(own for own in (2, 4, 8) if bits <= own)
+
+
+def footprints(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Footprint:
+    """Bytes of the C of each genotype.
+
+    Args:
+      spec: the network.
+      genotypes: codes [n, E], or [n, 2, E] for two cells of their own.
+      bits: of a weight, 2 to 8.
+
+    Raises:
+      ValueError: on a wrong shape or width, or rows that are no cells of the space.
+
+    Example:
+      >>> from spikernel_jax import CellSpace, NetworkSpec
+      >>> from spikernel_jax.snn.footprint import footprints
+      >>> spec = NetworkSpec((28, 28, 1), 10, CellSpace((3, 5)), channels=8, time_steps=4, stem_stride=2)
+      >>> found = footprints(spec, [spec.space.parse("0>1:conv3 0>3:skip 1>3:conv5")], bits=4)
+      >>> int(found.constants[0]), int(found.written[0])
+      (7386, 26024)
+    """
+    if not (isinstance(bits, int | np.integer) and 2 <= bits <= 8):
+        raise ValueError(f"bits={bits!r} must be a whole number from 2 to 8")
+    rows = pairs(checked_genotypes(spec, genotypes))
+    found = [(_constants(spec, row, stored_bits(bits)), _written(spec, row)) for row in rows]
+    return Footprint(*np.array(found, np.int64).reshape(-1, 2).T)
+
+
+def _constants(spec: NetworkSpec, genotype: Any, stored: int) -> int:
+    total = 2 * 256 * spec.image_shape[2]
+    for name, layer in spec.layers(genotype).items():
+        out = spec.num_classes if name == "head.out" else layer.channels  # the mean over a class's neurons is folded
+        rows = math.prod(layer.shape[:-1]) if layer.shape else 0
+        total += rows * -(-out * stored // 8) + _OF_OUTPUT * out
+    return total
+
+
+_CURRENTS, _SPIKES, _SUMS = 0, 1, 2  # types of C, which share no memory
+
+
+class _Walk:
+    """A network's instructions one after another, and when each buffer is first and last in use."""
+
+    def __init__(self, spec: NetworkSpec, genotype: Any):
+        self.spec, self.genotype, self.sites = spec, spec.codes(genotype), spec.sites(genotype)
+        self.now = 0
+        self.kept = 0  # bytes that outlive a time step
+        self.kinds: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}  # bytes
+        self.used: dict[str, tuple[int, int]] = {}  # first and last instruction
+
+    def step(self, *names: str) -> None:
+        """An instruction that reads or writes these."""
+        for name in names:
+            self.used[name] = (self.used.get(name, (self.now, self.now))[0], self.now)
+        self.now += 1
+
+    def buffer(self, name: str, kind: int, places: int, channels: int) -> str:
+        self.kinds[name] = kind
+        self.sizes[name] = places * (_CURRENT * channels, _WORD * -(-channels // 32), _SUM * channels)[kind]
+        return name
+
+    def fire(self, site: str, source: str, places: int, channels: int) -> None:
+        self.kept += _CURRENT * places * channels
+        self.step(source, self.buffer(site, _SPIKES, places, channels))
+
+    def cell(self, index: int, entry: str) -> str:
+        """One of the two cells; the name of what leaves it."""
+        spec, space, cell = self.spec, self.spec.space, CELLS[index]
+        places, channels = math.prod(spec.cell_size(index)), spec.cell_channels(index)
+        held = {edge: int(code) for edge, code in zip(space.edges, self.genotype[index], strict=True) if code}
+        values = {0: entry}
+
+        def edges(node: int, sources: range, *target: str) -> int:
+            """Instructions of what leads to a node; how many edges do."""
+            reading = [source for source in sources if (source, node) in held]
+            for source in reading:
+                code = held[source, node]
+                reader = next((own for own in spec.readers if own.codes[code]), None)
+                read = values[source] if reader is None else reader.site(cell, source)
+                for number, layer in enumerate(list(space.operation(code).layers(channels).values())[:-1]):
+                    between = self.buffer(f"{cell}.{source}{node}.{number}", _CURRENTS, places, layer.channels)
+                    self.step(read, between)
+                    read = between
+                self.step(read, *target)
+            return len(reading)
+
+        self.kept += 3 * space.feedback * _CURRENT * places * channels
+        for node in range(4):
+            if node or space.feedback:
+                values[node] = own = self.buffer(f"{cell}.value{node}", _CURRENTS, places, channels)
+                if node == 0:
+                    self.step(entry, own)
+                if fed := space.feedback and node < 3:
+                    self.step(own)
+                if not edges(node, range(node), own) and node and not fed:
+                    self.step(own)  # zeros
+            for reader in spec.readers:
+                if (site := reader.site(cell, node)) in self.sites:
+                    self.fire(site, values[node], places, channels)
+        for node in range(3 * space.feedback):
+            if not edges(node, range(node + 1, 4)):  # feedbacks are kept, and so in no arena
+                self.step()
+        return values[3]
+
+    def norm_and_fire(self, site: str, source: str, index: int) -> None:
+        places, channels = math.prod(self.spec.cell_size(index)), self.spec.cell_channels(index)
+        self.step(source, self.buffer(f"{site}.current", _CURRENTS, places, channels))
+        self.fire(site, f"{site}.current", places, channels)
+
+    def network(self) -> None:
+        spec, wide = self.spec, self.spec.cell_channels(1)
+        self.step(self.buffer("stem", _CURRENTS, math.prod(spec.cell_size(0)), spec.channels))
+        self.norm_and_fire("transition", self.cell(0, "stem"), 0)
+        self.step("transition", self.buffer("wide", _CURRENTS, math.prod(spec.cell_size(0)), wide))
+        self.step("wide", self.buffer("narrow", _CURRENTS, math.prod(spec.cell_size(1)), wide))
+        self.norm_and_fire("last", self.cell(1, "narrow"), 1)
+        if spec.head == "snasnet":
+            self.step("last", self.buffer("pooled", _SUMS, 1, spec.features))
+            self.step("pooled", self.buffer("head.current", _CURRENTS, 1, spec.head_hidden))
+            self.fire("head", "head.current", 1, spec.head_hidden)
+        self.step("head" if spec.head == "snasnet" else "last")
+        self.kept += _SUM * (spec.head_hidden if spec.head == "snasnet" else spec.features)
+        if self.used["stem"][1]:  # what a time step reads of before, all of them read
+            self.used["stem"] = (0, self.now - 1)
+
+    def peak(self) -> int:
+        """Bytes that are alive at the worst moment, of each type on its own, together."""
+        change = np.zeros((3, self.now + 1), np.int64)
+        for name, (begin, end) in self.used.items():
+            change[self.kinds[name], begin] += self.sizes[name]
+            change[self.kinds[name], end + 1] -= self.sizes[name]
+        return int(change.cumsum(1).max(1).sum())
+
+
+def _written(spec: NetworkSpec, genotype: Any) -> int:
+    walk = _Walk(spec, genotype)
+    walk.network()
+    inner = (layer.channels for name, layer in spec.layers(genotype).items() if name != "head.out")
+    pooled = () if spec.head == "snasnet" else (spec.features,)
+    widest = max(spec.image_shape[2], spec.num_classes, *pooled, *inner)  # that are summed at a time
+    return walk.kept + walk.peak() + _SUM * (len(walk.sites) + 4 * -(-widest // 4))
