@@ -9,7 +9,7 @@ section in report.md. The C is built and held against its specification to the b
 import dataclasses
 
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.embed import check, embed_model
+from spikernel_jax.pipeline.embed import Settings, embed_model
 from spikernel_jax.report import pages
 
 
@@ -25,14 +25,16 @@ class Options(cli.Shared):
     """Test images that the C is verified on, at most; 0 verifies nothing."""
     compiler: str = "gcc"
     """That the C is built with to verify it."""
+    tune: int = 5
+    """Epochs of training for weights of few bits, where rounding alone loses more than half a point; 0 trains none."""
 
 
 def embed(options: Options) -> None:
     """Exports the model, and prints what it costs."""
-    check(options.widths, options.membrane_bits, options.images)
+    settings = Settings(options.widths, options.membrane_bits, options.images, options.compiler, options.tune)
     job = cli.open_job(options, override=True, needs=("tradeoff", "experiments/tradeoff.py"))
     with job.run.lock():
-        table = embed_model(job, options.widths, options.membrane_bits, options.images, options.compiler)
+        table = embed_model(job, settings)
     print(pages.embedded_markdown(table), end="")
 
 

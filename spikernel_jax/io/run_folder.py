@@ -82,6 +82,9 @@ def _git_state(root: Path) -> dict[str, Any] | None:
         return None
 
 
+FolderName = Literal["figures", "tables", "finalists", "scores", "search", "timing", "cells", "tuning"]
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One run's folder, made by `create` or `open`; `config` is as JSON holds it (lists, no tuples), `id` its own."""
@@ -151,7 +154,9 @@ class RunFolder:
         assert record  # it was just seen
         return cls(path, config, record["id"])
 
-    def folder(self, name: Literal["figures", "tables", "finalists", "scores", "search", "timing", "cells"]) -> Path:
+    def folder(
+        self, name: Literal["figures", "tables", "finalists", "scores", "search", "timing", "cells", "tuning"]
+    ) -> Path:
         """A folder within this one, made when first asked for."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)

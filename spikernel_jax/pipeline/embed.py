@@ -3,10 +3,10 @@
 Nothing is chosen here: accuracies on test images are of every width asked for.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from spikernel_jax.snn import devices
 from spikernel_jax.snn.model import Model
 from spikernel_jax.training.checkpoint import load_model
 from spikernel_jax.training.evaluation import evaluate, measure_spikes
+from spikernel_jax.training.loop import train
+from spikernel_jax.training.recipe import TrainConfig
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,22 +34,51 @@ if TYPE_CHECKING:
 FLOAT = "float32"
 PROCESSORS = "processors"
 _EMULATED = 16  # images on a microcontroller
+_TOLERATED = 0.005  # what rounding may lose
+_SLOWER = 0.25  # a share of the learning rate that the model was trained with
 _MEASURED = ("what", "processor", "code_bytes", "constant_bytes", "written_bytes", "instructions", "verified_images")
 
 
-def check(widths: Sequence[int], width: int, images: int) -> None:
-    """Raises ValueError on settings that no device has, before any work."""
-    (least, most), (narrowest, widest) = WEIGHT_BITS, WIDTHS
-    if not widths or len(set(widths)) < len(widths) or not all(least <= own <= most for own in widths):
-        given = " ".join(map(str, widths))
-        raise ValueError(f"--widths {given}: want different widths of weights from {least} to {most}")
-    if not narrowest <= width <= widest:
-        raise ValueError(f"--membrane-bits {width} must be from {narrowest} to {widest}")
-    if images < 0:
-        raise ValueError(f"--images {images} must be at least 0")
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model is taken to a device.
+
+    Attributes:
+      widths: of weights.
+      width: of currents and membranes.
+      images: test images that the C is verified on, at most; 0 verifies nothing.
+      compiler: that it is built with; where there is none, nothing is verified.
+      tune: epochs of training for weights of few bits, where rounding alone loses more than half a point.
+
+    Raises:
+      ValueError: naming the option, its value and what would be right.
+    """
+
+    widths: tuple[int, ...]
+    width: int
+    images: int
+    compiler: str
+    tune: int
+
+    def __post_init__(self) -> None:
+        """Refuses what no device has, before any work."""
+        (least, most), (narrowest, widest), given = WEIGHT_BITS, WIDTHS, self.widths
+        if not given or len(set(given)) < len(given) or not all(least <= own <= most for own in given):
+            shown = " ".join(map(str, given))
+            raise ValueError(f"--widths {shown}: want different widths of weights from {least} to {most}")
+        if not narrowest <= self.width <= widest:
+            raise ValueError(f"--membrane-bits {self.width} must be from {narrowest} to {widest}")
+        for name in ("images", "tune"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least 0")
+
+    @property
+    def verified(self) -> int:
+        """Images that C is verified on."""
+        return self.images if shutil.which(self.compiler) else 0
 
 
-def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compiler: str) -> "pl.DataFrame":
+def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
     """Takes the chosen model to integers of each width of weights, writes their C, and verifies it.
 
     Leaves ``embedded/`` (a folder of C for each width, and ``manifest.json``), ``tables/embedded.parquet`` (a row for
@@ -56,10 +87,7 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
 
     Args:
       job: of a run that has chosen a model.
-      widths: of weights.
-      width: of currents and membranes.
-      images: test images that the C is verified on, at most; 0 verifies nothing.
-      compiler: that it is built with; where there is none, nothing is verified.
+      settings: how.
 
     Raises:
       ValueError: if no model has been chosen, its checkpoint is damaged, or it has no form of integers.
@@ -67,52 +95,95 @@ def embed_model(job: Job, widths: Sequence[int], width: int, images: int, compil
     """
     import polars as pl
 
-    check(widths, width, images)
     chosen = job.run.summary().get("chosen")
     if chosen is None:
         raise ValueError(f"{job.run.path} has no chosen model: run experiments/tradeoff.py --out {job.run.path} first")
     model = load_model(job.run.path / "finalists" / chosen["name"] / "checkpoint")
-    compiler = compiler if shutil.which(compiler) else ""
-    verified = images if compiler else 0
     with job.step("embed"):
-        programs = {f"int{bits}": lower(model, bits, width) for bits in widths}
+        for bits in settings.widths:
+            lower(model, bits, settings.width)  # before anything is trained
         rows, measured = [_of_float(job, model)], []
         with atomic_folder(target := job.run.path / "embedded") as fresh:
             fresh.mkdir()
-            for (name, program), bits in zip(programs.items(), widths, strict=True):
-                about = f"{model.text}, trained on {job.data.name}; weights of {bits} bits, currents of {width}."
-                source = c.generate(program, about)
-                c.write(source, fresh / name)
-                found, tested = (integer.run(program, split.images) for split in (job.data.validation, job.data.test))
-                accuracy = [_accuracy(*own) for own in ((found, job.data.validation), (tested, job.data.test))]
-                some = job.data.test.images[:verified]
-                if verified:
-                    build.verify(program, fresh / name, some, compiler)
-                    measured += _on_processors(job, name, program, fresh / name, some[:_EMULATED])
-                spikes = sum(own.sum() for own in found.spikes.values()) / len(job.data.validation.labels)
-                rows.append({
-                    "what": name, "bits": bits, "validation_accuracy": accuracy[0], "test_accuracy": accuracy[1],
-                    "spikes": float(spikes), "constant_bytes": source.constant_bytes,
-                    "written_bytes": source.written_bytes, "verified_images": len(some),
-                    "fits": _fitting(model, bits),
-                })  # fmt: skip
-                job.say(f"  {name}: validation {100 * accuracy[0]:.2f} %, {source.constant_bytes:,} bytes read and "
-                        f"{source.written_bytes:,} written to, verified on {len(some)} images")  # fmt: skip
-            _write_manifest(job, model, fresh, width)
+            for bits in settings.widths:
+                trained, program = _fitted(job, chosen["name"], model, bits, settings, rows[0]["validation_accuracy"])
+                row, on_processors = _written(job, trained, program, fresh / f"int{bits}", settings)
+                rows.append(row | {"tuned_epochs": 0 if trained is model else settings.tune})
+                measured += on_processors
+            _write_manifest(job, model, fresh, settings.width)
         table = pl.DataFrame(rows)
         job.run.write_table("embedded", table)
         job.run.write_table(PROCESSORS, pl.DataFrame(measured, _MEASURED, orient="row"))
         title = f"The chosen model in integers, {job.data.name}, {len(job.data.validation.labels)} validation images"
         device_figures.embedded_figure(table, job.run.folder("figures") / "embedded.png", title)
-    job.say(f"{target}: {'verified with ' + compiler if verified else 'C that is not verified'}")
+    job.say(f"{target}: {'verified with ' + settings.compiler if settings.verified else 'C that is not verified'}")
     job.say(f"report: {write_summary_report(job)}")
     return table
 
 
+def _fitted(job: Job, name: str, model: Model, bits: int, settings: Settings, exact: float) -> tuple[Model, Program]:
+    """The model, or where rounding loses too much one trained on for so few bits, if validation finds it better."""
+    program = lower(model, bits, settings.width)
+    validation = job.data.validation
+    lost = exact - _accuracy(integer.run(program, validation.images), validation)
+    if lost <= _TOLERATED or not settings.tune:
+        return model, program
+    job.say(f"  int{bits}: {100 * lost:.1f} points lost by rounding alone; training for {bits} bits")
+    was = TrainConfig(**model.metrics["config"])
+    config = dataclasses.replace(
+        was, epochs=settings.tune, learning_rate=_SLOWER * was.learning_rate, warmup=0.0, weight_bits=bits
+    )
+    tuned = train(
+        model.spec,
+        model.genotype,
+        job.data,
+        config,
+        seed=model.metrics["seed"],
+        folder=job.run.folder("tuning") / f"{name}-int{bits}-{settings.tune}",
+        start=model,
+        progress=lambda record: job.say(
+            f"    epoch {record['epoch']}/{settings.tune}  validation {100 * record['validation_accuracy']:.1f} %"
+        ),
+        say=job.say,
+    )
+    other = lower(tuned, bits, settings.width)
+    better = exact - _accuracy(integer.run(other, validation.images), validation) < lost
+    return (tuned, other) if better else (model, program)
+
+
+def _written(
+    job: Job, model: Model, program: Program, folder: Path, settings: Settings
+) -> tuple[dict[str, Any], list[Any]]:
+    """Writes and verifies the C of a program; its row of the table, and those of microcontrollers."""
+    name, bits, data = folder.name, program.bits, job.data
+    about = f"{model.text}, trained on {data.name}; weights of {bits} bits, currents of {settings.width}."
+    source = c.generate(program, about)
+    c.write(source, folder)
+    found, tested = (integer.run(program, split.images) for split in (data.validation, data.test))
+    some, measured = data.test.images[: settings.verified], []
+    if len(some):
+        build.verify(program, folder, some, settings.compiler)
+        measured = _on_processors(job, name, program, folder, some[:_EMULATED])
+    row = {
+        "what": name,
+        "bits": bits,
+        "validation_accuracy": _accuracy(found, data.validation),
+        "test_accuracy": _accuracy(tested, data.test),
+        "spikes": float(sum(own.sum() for own in found.spikes.values()) / len(data.validation.labels)),
+        "constant_bytes": source.constant_bytes,
+        "written_bytes": source.written_bytes,
+        "verified_images": len(some),
+        "fits": _fitting(model, bits),
+    }
+    job.say(
+        f"  {name}: validation {100 * row['validation_accuracy']:.2f} %, {source.constant_bytes:,} bytes read and "
+        f"{source.written_bytes:,} written to, verified on {len(some)} images"
+    )
+    return row, measured
+
+
 def _on_processors(job: Job, name: str, program: Program, folder: Path, images: NDArray[np.uint8]) -> list[Any]:
-    """What the C takes of each microcontroller, where there are tools for them and images to verify it on."""
-    if not len(images):
-        return []
+    """What the C takes of each microcontroller, where there are tools for them."""
     if lacking := boards.missing():
         job.say(f"  {name}: not measured on a microcontroller, for there is no {', '.join(lacking)}")
         return []
@@ -141,7 +212,7 @@ def _of_float(job: Job, model: Model) -> dict[str, Any]:
     return {
         "what": FLOAT, "bits": 32, "validation_accuracy": evaluate(model, job.data.validation),
         "test_accuracy": evaluate(model, job.data.test), "spikes": float(spikes), "constant_bytes": 4 * parameters,
-        "written_bytes": None, "verified_images": 0, "fits": "",
+        "written_bytes": None, "verified_images": 0, "fits": "", "tuned_epochs": 0,
     }  # fmt: skip
 
 

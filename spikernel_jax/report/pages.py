@@ -160,6 +160,7 @@ def embedded_markdown(table: "pl.DataFrame") -> str:
         pl.col("constant_bytes").alias("bytes of constants"),
         pl.col("written_bytes").alias("bytes written to"),
         pl.col("verified_images").alias("C verified on, images"),
+        pl.col("tuned_epochs").alias("trained for it, epochs"),
         pl.col("fits"),
     )
     return markdown_table(shown, shown.columns)

@@ -306,7 +306,7 @@ def test_two_processes_share_the_search(explored, environment, tmp_path):
 def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(explored[0], out)
-    printed = run("embed", "--out", str(out), "--widths", "8", "3", "--images", "16")
+    printed = run("embed", "--out", str(out), "--widths", "8", "3", "--images", "16", "--tune", "1")
     table = pl.read_parquet(out / "tables" / "embedded.parquet")
     assert table["what"].to_list() == ["float32", "int8", "int3"]
     name = RunFolder.open(out).summary()["chosen"]["name"]
@@ -314,6 +314,8 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
     for row in table.iter_rows(named=True):
         if row["what"] == "float32":
             continue
+        folder = out / "tuning" / f"{name}-int{row['bits']}-1"
+        assert row["tuned_epochs"] in (0, int(folder.exists()))
         program = lower(model, row["bits"])
         images = 16 if shutil.which("gcc") else 0
         assert row["verified_images"] == images
@@ -343,6 +345,7 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
         (("--widths", "4", "4"), "--widths 4 4: want different"),
         (("--membrane-bits", "20"), "--membrane-bits 20 must be from 8 to 16"),
         (("--images", "-1"), "--images -1 must be at least 0"),
+        (("--tune", "-1"), "--tune -1 must be at least 0"),
         ((), "tables/tradeoff.parquet is missing: run experiments/tradeoff.py"),
     ],
 )
