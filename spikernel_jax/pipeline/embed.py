@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikernel_jax.data import Split
-from spikernel_jax.embedded import boards, build, c, integer
+from spikernel_jax.embedded import boards, build, c, integer, stablehlo
 from spikernel_jax.embedded.lower import WEIGHT_BITS, WIDTHS, lower
 from spikernel_jax.embedded.program import Program
 from spikernel_jax.io.files import atomic_folder
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FLOAT = "float32"
 PROCESSORS = "processors"
+_FLOAT = "float32.stablehlo"
 _EMULATED = 16  # images on a microcontroller
 _TOLERATED = 0.005  # what rounding may lose
 _SLOWER = 0.25  # a share of the learning rate that the model was trained with
@@ -81,9 +82,10 @@ class Settings:
 def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
     """Takes the chosen model to integers of each width of weights, writes their C, and verifies it.
 
-    Leaves ``embedded/`` (a folder of C for each width, and ``manifest.json``), ``tables/embedded.parquet`` (a row for
-    the float network and each width), ``tables/processors.parquet`` (a row for each width on each microcontroller,
-    where their tools are; else none), ``figures/embedded.png``, and a section in ``report.md``.
+    Leaves ``embedded/`` (a folder of C for each width, the float network's StableHLO, and ``manifest.json``),
+    ``tables/embedded.parquet`` (a row for the float network and each width), ``tables/processors.parquet`` (a row for
+    each width on each microcontroller, where their tools are; else none), ``figures/embedded.png``, and a section in
+    ``report.md``.
 
     Args:
       job: of a run that has chosen a model.
@@ -110,6 +112,7 @@ def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
                 row, on_processors = _written(job, trained, program, fresh / f"int{bits}", settings)
                 rows.append(row | {"tuned_epochs": 0 if trained is model else settings.tune})
                 measured += on_processors
+            (fresh / _FLOAT).write_bytes(stablehlo.export(model))
             _write_manifest(job, model, fresh, settings.width)
         table = pl.DataFrame(rows)
         job.run.write_table("embedded", table)
