@@ -10,12 +10,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from spikernel_jax.data import Split
 from spikernel_jax.embedded import boards, build, c, integer, stablehlo
 from spikernel_jax.embedded.lower import WEIGHT_BITS, WIDTHS, lower
+from spikernel_jax.embedded.nir_graph import graph_of
 from spikernel_jax.embedded.program import Program
 from spikernel_jax.io.files import atomic_folder
 from spikernel_jax.pipeline.job import Job
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 FLOAT = "float32"
 PROCESSORS = "processors"
-_FLOAT = "float32.stablehlo"
 _EMULATED = 16  # images on a microcontroller
 _TOLERATED = 0.005  # what rounding may lose
 _SLOWER = 0.25  # a share of the learning rate that the model was trained with
@@ -82,7 +83,7 @@ class Settings:
 def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
     """Takes the chosen model to integers of each width of weights, writes their C, and verifies it.
 
-    Leaves ``embedded/`` (a folder of C for each width, the float network's StableHLO, and ``manifest.json``),
+    Leaves ``embedded/`` (a folder of C for each width, the float network's StableHLO and NIR, and ``manifest.json``),
     ``tables/embedded.parquet`` (a row for the float network and each width), ``tables/processors.parquet`` (a row for
     each width on each microcontroller, where their tools are; else none), ``figures/embedded.png``, and a section in
     ``report.md``.
@@ -112,7 +113,7 @@ def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
                 row, on_processors = _written(job, trained, program, fresh / f"int{bits}", settings)
                 rows.append(row | {"tuned_epochs": 0 if trained is model else settings.tune})
                 measured += on_processors
-            (fresh / _FLOAT).write_bytes(stablehlo.export(model))
+            _write_float(job, model, fresh)
             _write_manifest(job, model, fresh, settings.width)
         table = pl.DataFrame(rows)
         job.run.write_table("embedded", table)
@@ -217,6 +218,15 @@ def _of_float(job: Job, model: Model) -> dict[str, Any]:
         "test_accuracy": evaluate(model, job.data.test), "spikes": float(spikes), "constant_bytes": 4 * parameters,
         "written_bytes": None, "verified_images": 0, "fits": "", "tuned_epochs": 0,
     }  # fmt: skip
+
+
+def _write_float(job: Job, model: Model, folder: Path) -> None:
+    """The float network for other programs: StableHLO, and NIR where that can say it."""
+    (folder / "float32.stablehlo").write_bytes(stablehlo.export(model))
+    try:
+        nir.write(folder / "float32.nir", graph_of(model))
+    except ValueError as error:
+        job.say(f"  not written as NIR: {error}")
 
 
 def _write_manifest(job: Job, model: Model, folder: Path, width: int) -> None:
