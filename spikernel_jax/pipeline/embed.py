@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nir
 import numpy as np
@@ -109,29 +109,40 @@ def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
         with atomic_folder(target := job.run.path / "embedded") as fresh:
             fresh.mkdir()
             for bits in settings.widths:
-                trained, program = _fitted(job, chosen["name"], model, bits, settings, rows[0]["validation_accuracy"])
-                row, on_processors = _written(job, trained, program, fresh / f"int{bits}", settings)
-                rows.append(row | {"tuned_epochs": 0 if trained is model else settings.tune})
+                fitted = _fitted(job, chosen["name"], model, bits, settings, rows[0]["validation_accuracy"])
+                row, on_processors = _written(job, fitted.model, fitted.program, fresh / f"int{bits}", settings)
+                tuned = {"tuned_epochs": 0 if fitted.model is model else settings.tune}
+                rows.append(row | tuned | {"rounded_accuracy": fitted.rounded})
                 measured += on_processors
             _write_float(job, model, fresh)
             _write_manifest(job, model, fresh, settings.width)
         table = pl.DataFrame(rows)
         job.run.write_table("embedded", table)
         job.run.write_table(PROCESSORS, pl.DataFrame(measured, _MEASURED, orient="row"))
-        title = f"The chosen model in integers, {job.data.name}, {len(job.data.validation.labels)} validation images"
-        device_figures.embedded_figure(table, job.run.folder("figures") / "embedded.png", title)
+        images = len(job.data.validation.labels)
+        title = f"The chosen model in integers, {job.data.name}, {images} validation images, ± SE of these"
+        device_figures.embedded_figure(table, job.run.folder("figures") / "embedded.png", title, images)
     job.say(f"{target}: {'verified with ' + settings.compiler if settings.verified else 'C that is not verified'}")
     job.say(f"report: {write_summary_report(job)}")
     return table
 
 
-def _fitted(job: Job, name: str, model: Model, bits: int, settings: Settings, exact: float) -> tuple[Model, Program]:
+class _Fitted(NamedTuple):
+    """A model, its program, and the validation accuracy that rounding alone left."""
+
+    model: Model
+    program: Program
+    rounded: float
+
+
+def _fitted(job: Job, name: str, model: Model, bits: int, settings: Settings, exact: float) -> _Fitted:
     """The model, or where rounding loses too much one trained on for so few bits, if validation finds it better."""
     program = lower(model, bits, settings.width)
     validation = job.data.validation
-    lost = exact - _accuracy(integer.run(program, validation.images), validation)
+    rounded = _accuracy(integer.run(program, validation.images), validation)
+    lost = exact - rounded
     if lost <= _TOLERATED or not settings.tune:
-        return model, program
+        return _Fitted(model, program, rounded)
     job.say(f"  int{bits}: {100 * lost:.1f} points lost by rounding alone; training for {bits} bits")
     was = TrainConfig(**model.metrics["config"])
     config = dataclasses.replace(
@@ -152,7 +163,7 @@ def _fitted(job: Job, name: str, model: Model, bits: int, settings: Settings, ex
     )
     other = lower(tuned, bits, settings.width)
     better = exact - _accuracy(integer.run(other, validation.images), validation) < lost
-    return (tuned, other) if better else (model, program)
+    return _Fitted(tuned, other, rounded) if better else _Fitted(model, program, rounded)
 
 
 def _written(
@@ -216,7 +227,7 @@ def _of_float(job: Job, model: Model) -> dict[str, Any]:
     return {
         "what": FLOAT, "bits": 32, "validation_accuracy": evaluate(model, job.data.validation),
         "test_accuracy": evaluate(model, job.data.test), "spikes": float(spikes), "constant_bytes": 4 * parameters,
-        "written_bytes": None, "verified_images": 0, "fits": "", "tuned_epochs": 0,
+        "written_bytes": None, "verified_images": 0, "fits": "", "tuned_epochs": 0, "rounded_accuracy": None,
     }  # fmt: skip
 
 

@@ -154,6 +154,7 @@ def embedded_markdown(table: "pl.DataFrame") -> str:
 
     shown = table.select(
         pl.col("what"),
+        (100 * pl.col("rounded_accuracy")).round(2).alias("validation %, rounded alone"),
         (100 * pl.col("validation_accuracy")).round(2).alias("validation %"),
         (100 * pl.col("test_accuracy")).round(2).alias("test %"),
         pl.col("spikes").round(0).alias("spikes an image"),
