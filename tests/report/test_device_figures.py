@@ -23,7 +23,7 @@ def test_integers_beside_the_float_network(tmp_path):
     figure = embedded_figure(table, tmp_path / "embedded.png", "title", 1000)
     assert (tmp_path / "embedded.png").read_bytes().startswith(b"\x89PNG")
     for axis, x in zip(figure.axes, ([2, 4, 8], [1.25, 1.5, 2.0]), strict=True):
-        (drawn,) = (cast("Any", container)[0] for container in axis.containers)
+        drawn: Any = cast("Any", axis.containers[0])[0]
         assert np.asarray(drawn.get_xdata()).tolist() == x
         np.testing.assert_allclose(drawn.get_ydata(), [93, 94, 95])
         hollow = [c for c in axis.collections if len(c.get_edgecolor()) and c.get_label() == "rounded alone"]
