@@ -26,6 +26,6 @@ def test_integers_beside_the_float_network(tmp_path):
         drawn: Any = cast("Any", axis.containers[0])[0]
         assert np.asarray(drawn.get_xdata()).tolist() == x
         np.testing.assert_allclose(drawn.get_ydata(), [93, 94, 95])
-        hollow = [c for c in axis.collections if len(c.get_edgecolor()) and c.get_label() == "rounded alone"]
+        hollow: list[Any] = [c for c in axis.collections if len(c.get_edgecolor()) and c.get_label() == "rounded alone"]
         assert [c.get_offsets().tolist() for c in hollow] == [[[x[0], 50.0]]]  # of the trained one alone
         np.testing.assert_allclose(hollow[0].get_edgecolor()[0], matplotlib.colors.to_rgba(ORANGE))
