@@ -89,8 +89,8 @@ def bench(options: Options) -> None:
     for factor in options.thresholds:
         other = scaled(program, factor)
         rate = sum(own.sum() for own in run(other, images).spikes.values()) / (neurons * len(images))
-        found = {}
-        for kind, source in (("events", c.generate(other)), ("dense", dense(c.generate(other)))):
+        events, found = c.generate(other), {}
+        for kind, source in (("events", events), ("dense", dense(events))):
             with tempfile.TemporaryDirectory() as scratch:
                 c.write(source, folder := Path(scratch) / "c")
                 found[kind] = boards.measure(other, folder, images, options.processor).instructions

@@ -58,8 +58,8 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     clear = [f"memset({_name(name)}, 0, sizeof {_name(name)});" for name, own in buffers.items() if own.kept]
     values = {
         "about": about.replace("*/", "* /"),  # it stands in comments
-        "bits": program.bits, "a_byte": _A_BYTE[writer.stored], "steps": program.time_steps, "sites": sites,
-        "widest": widest,
+        "bits": program.bits, "stored": writer.stored, "a_byte": _A_BYTE[writer.stored],
+        "steps": program.time_steps, "sites": sites, "widest": widest,
         "height": height, "width": width, "channels": image_channels, "classes": buffers["logits"].shape[2],
         "written": layout.written + 4 * (sites + widest), "constants_bytes": writer.constant_bytes,
         "names": ", ".join(program.sites), "constants": "\n".join(writer.constants), "memory": "\n".join(memory),
@@ -161,8 +161,7 @@ class _Writer:
         return f"{self.constant('int16_t', scale.multiplier)}, {self.constant('uint8_t', scale.shift)}"
 
     def use(self, function: str) -> str:
-        needed = {function, *_functions()[function][0]}
-        self.used |= {f"weights_{self.stored}" if name == "weights" else name for name in needed}
+        self.used |= {function, *_functions()[function][0]}
         return function
 
     def call(self, own: Instruction) -> str:

@@ -20,7 +20,6 @@ from spikernel_jax.embedded.bounds import ACCUMULATOR, TooWideError, check
 from spikernel_jax.embedded.program import Buffer, Instruction, Program, Scale
 from spikernel_jax.operations.operation import Operation
 from spikernel_jax.snn import neurons, rounding
-from spikernel_jax.snn.layers import BN_EPSILON
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import CELLS, layer_name
 
@@ -143,13 +142,6 @@ class _Builder:
 
     # Arithmetic
 
-    def norm(self, name: str) -> tuple[Floats, Floats]:
-        """What batch norm does at inference: scale and bias of each channel."""
-        own, running = self.params[name], self.stats[name]
-        gain = self.spec.neuron.v_threshold if self.spec.norm == "over_time" and name != "stem" else 1.0
-        scale = gain * own["scale"] / np.sqrt(running["var"] + BN_EPSILON)
-        return scale, own["bias"] - running["mean"] * scale
-
     def rounded(self, weights: Floats) -> tuple[NDArray[np.int64], Floats]:
         whole, unit = rounding.rounded(weights, self.bits)
         return whole.astype(np.int64), unit
@@ -169,7 +161,7 @@ class _Builder:
     ) -> ops.Convolve:
         weights, bias = self.params[layer]["kernel"], 0.0
         if norm:
-            scale, bias = self.norm(layer)
+            scale, bias = self.model.folded_norm(layer)
             weights = weights * scale
         whole, unit = self.rounded(weights)
         into, out = self.buffers[target].fraction, self.buffers[source].fraction
@@ -179,7 +171,7 @@ class _Builder:
         return ops.Convolve(source, target, whole, scale, bias, add=add, **fields)
 
     def affine(self, source: str, target: str, layer: str) -> ops.Affine:
-        scale, bias = self.norm(layer)
+        scale, bias = self.model.folded_norm(layer)
         into, out = self.buffers[target].fraction, self.buffers[source].fraction
         factor = self.scaled(scale * 2.0 ** (into - out), self.largest(source), target)
         return ops.Affine(source, target, factor, np.rint(bias * 2.0**into).astype(np.int64))
@@ -209,7 +201,7 @@ class _Builder:
 
     def _cell(self, index: int, cell: str) -> None:
         spec, space, shape = self.spec, self.spec.space, self.shape(index)
-        held = {edge: code for edge, code in zip(space.edges, self._codes()[index], strict=True) if code}
+        held = spec.held(self.model.genotype, index)
         sites = spec.sites(self.model.genotype)
         entry = "stem" if index == 0 else "transition.out"
         values = {0: entry}
@@ -238,15 +230,12 @@ class _Builder:
         for node in range(3 * space.feedback):
             total(node, range(node + 1, 4), f"{cell}.feedback{node}")
 
-    def _codes(self) -> tuple[Any, Any]:
-        return self.spec.codes(np.asarray(self.model.genotype))
-
     def _edge(
         self, index: int, cell: str, edge: tuple[int, int], code: int, value: str, target: str, *, add: bool
     ) -> None:
         """What an edge's operation adds to its target, or begins it with."""
         operation = self.spec.space.operation(code)
-        reader = next((own for own in self.spec.readers if own.codes[code]), None)
+        reader = self.spec.reader_of(code)
         source = value if reader is None else reader.site(cell, edge[0])
         spiking = self.buffers[source].bits == 1
         left = self.buffers[target].fraction if spiking else 0
@@ -311,8 +300,8 @@ class _Builder:
             self.step.append(ops.Linear("head.pooled", "head.current", whole, scale, none))
             self.step.append(self.fire("head", "head.current", spec.neuron, "head"))
             # The mean over a class's neurons is linear: it goes into the weights.
-            neurons_of = (spec.num_classes, spec.neurons_per_class)
-            bias, places, side, source = bias.reshape(neurons_of).mean(-1), 1, (1, 1), "head"
+            bias = rounding.class_means(bias, spec.num_classes)
+            places, side, source = 1, (1, 1), "head"
             pooled = (1, 1, spec.head_hidden)
         else:
             source = "last"

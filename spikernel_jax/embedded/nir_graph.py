@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikernel_jax.snn import neurons
-from spikernel_jax.snn.layers import BN_EPSILON
 from spikernel_jax.snn.model import Model
+from spikernel_jax.snn.rounding import class_means
 from spikernel_jax.snn.spec import CELLS, layer_name
-
-Floats = NDArray[np.float64]
 
 
 def graph_of(model: Model) -> nir.NIRGraph:
@@ -86,13 +84,6 @@ class _Builder:
         self.edges += [(source, name) for source in sources]
         return name
 
-    def norm(self, layer: str) -> tuple[Floats, Floats]:
-        """What batch norm does at inference: scale and bias of each channel."""
-        own, running = self.params[layer], self.stats[layer]
-        gain = self.spec.neuron.v_threshold if self.spec.norm == "over_time" and layer != "stem" else 1.0
-        scale = gain * own["scale"] / np.sqrt(running["var"] + BN_EPSILON)
-        return scale, own["bias"] - running["mean"] * scale
-
     def convolve(
         self, layer: str, size: tuple[int, int], sources: Sequence[str], *, norm: bool = True, stride: int = 1,
         dilation: int = 1, groups: int = 1,
@@ -100,7 +91,7 @@ class _Builder:
         kernel = self.params[layer]["kernel"]
         bias = np.zeros(kernel.shape[-1])
         if norm:
-            scale, bias = self.norm(layer)
+            scale, bias = self.model.folded_norm(layer)
             kernel = kernel * scale
         padding = dilation * (kernel.shape[0] // 2), dilation * (kernel.shape[1] // 2)
         weight = kernel.transpose(3, 2, 0, 1).astype(np.float32)
@@ -108,7 +99,7 @@ class _Builder:
         return self.add(layer, node, *sources)
 
     def normalise(self, name: str, layer: str, size: tuple[int, int], source: str) -> str:
-        scale, bias = (own.astype(np.float32) for own in self.norm(layer))
+        scale, bias = (own.astype(np.float32) for own in self.model.folded_norm(layer))
         return self.add(name, nir.Conv2d(size, scale[:, None, None, None], 1, 0, 1, len(scale), bias), source)
 
     def fire(self, site: str, size: tuple[int, ...], channels: int, neuron: neurons.NeuronSpec, *sources: str) -> str:
@@ -130,8 +121,7 @@ class _Builder:
 
     def cell(self, index: int, cell: str, entry: str) -> str:
         spec, size, channels = self.spec, self.spec.cell_size(index), self.spec.cell_channels(index)
-        codes = spec.codes(np.asarray(self.model.genotype))[index]
-        held = {edge: int(code) for edge, code in zip(spec.space.edges, codes, strict=True) if code}
+        held = spec.held(self.model.genotype, index)
         values = {0: entry}
         for node in range(4):
             if node:
@@ -146,7 +136,7 @@ class _Builder:
 
     def edge(self, index: int, cell: str, edge: tuple[int, int], code: int, value: str, target: str) -> None:
         spec, operation = self.spec, self.spec.space.operation(code)
-        reader = next((own for own in spec.readers if own.codes[code]), None)
+        reader = spec.reader_of(code)
         read = value if reader is None else reader.site(cell, edge[0])
         name = layer_name(cell, edge, operation.name)
         if operation.primitive == "average_pool":
@@ -176,7 +166,6 @@ class _Builder:
             by_channel = hidden.reshape(*left, channels, -1).transpose(2, 0, 1, 3).reshape(hidden.shape)
             self.add("head.hidden", nir.Linear(by_channel.T.astype(np.float32)), last)
             last = self.fire("head", (), spec.head_hidden, spec.neuron, "head.hidden")
-            kernel = kernel.reshape(len(kernel), spec.num_classes, -1).mean(-1)
-            bias = bias.reshape(spec.num_classes, -1).mean(-1)
+            kernel, bias = (class_means(own, spec.num_classes) for own in (kernel, bias))
         self.add("head.out", nir.Affine(kernel.T.astype(np.float32), bias.astype(np.float32)), last)
         self.add("output", nir.Output({"output": np.array([spec.num_classes])}), "head.out")

@@ -154,9 +154,7 @@ class RunFolder:
         assert record  # it was just seen
         return cls(path, config, record["id"])
 
-    def folder(
-        self, name: Literal["figures", "tables", "finalists", "scores", "search", "timing", "cells", "tuning"]
-    ) -> Path:
+    def folder(self, name: FolderName) -> Path:
         """A folder within this one, made when first asked for."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)

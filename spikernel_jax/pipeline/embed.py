@@ -103,14 +103,13 @@ def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
         raise ValueError(f"{job.run.path} has no chosen model: run experiments/tradeoff.py --out {job.run.path} first")
     model = load_model(job.run.path / "finalists" / chosen["name"] / "checkpoint")
     with job.step("embed"):
-        for bits in settings.widths:
-            lower(model, bits, settings.width)  # before anything is trained
+        programs = [lower(model, bits, settings.width) for bits in settings.widths]  # before anything is trained
         rows, measured = [_of_float(job, model)], []
         with atomic_folder(target := job.run.path / "embedded") as fresh:
             fresh.mkdir()
-            for bits in settings.widths:
-                fitted = _fitted(job, chosen["name"], model, bits, settings, rows[0]["validation_accuracy"])
-                row, on_processors = _written(job, fitted.model, fitted.program, fresh / f"int{bits}", settings)
+            for program in programs:
+                fitted = _fitted(job, chosen["name"], model, program, settings, rows[0]["validation_accuracy"])
+                row, on_processors = _written(job, fitted, fresh / f"int{program.bits}", settings)
                 tuned = {"tuned_epochs": 0 if fitted.model is model else settings.tune}
                 rows.append(row | tuned | {"rounded_accuracy": fitted.rounded})
                 measured += on_processors
@@ -128,21 +127,22 @@ def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
 
 
 class _Fitted(NamedTuple):
-    """A model, its program, and the validation accuracy that rounding alone left."""
+    """A model, its program, what that says of validation images, and the accuracy there that rounding alone left."""
 
     model: Model
     program: Program
+    found: integer.Result
     rounded: float
 
 
-def _fitted(job: Job, name: str, model: Model, bits: int, settings: Settings, exact: float) -> _Fitted:
+def _fitted(job: Job, name: str, model: Model, program: Program, settings: Settings, exact: float) -> _Fitted:
     """The model, or where rounding loses too much one trained on for so few bits, if validation finds it better."""
-    program = lower(model, bits, settings.width)
-    validation = job.data.validation
-    rounded = _accuracy(integer.run(program, validation.images), validation)
-    lost = exact - rounded
+    validation, bits = job.data.validation, program.bits
+    found = integer.run(program, validation.images)
+    plain = _Fitted(model, program, found, _accuracy(found, validation))
+    lost = exact - plain.rounded
     if lost <= _TOLERATED or not settings.tune:
-        return _Fitted(model, program, rounded)
+        return plain
     job.say(f"  int{bits}: {100 * lost:.1f} points lost by rounding alone; training for {bits} bits")
     was = TrainConfig(**model.metrics["config"])
     config = dataclasses.replace(
@@ -162,19 +162,19 @@ def _fitted(job: Job, name: str, model: Model, bits: int, settings: Settings, ex
         say=job.say,
     )
     other = lower(tuned, bits, settings.width)
-    better = exact - _accuracy(integer.run(other, validation.images), validation) < lost
-    return _Fitted(tuned, other, rounded) if better else _Fitted(model, program, rounded)
+    found = integer.run(other, validation.images)
+    better = _accuracy(found, validation) > plain.rounded
+    return _Fitted(tuned, other, found, plain.rounded) if better else plain
 
 
-def _written(
-    job: Job, model: Model, program: Program, folder: Path, settings: Settings
-) -> tuple[dict[str, Any], list[Any]]:
+def _written(job: Job, fitted: _Fitted, folder: Path, settings: Settings) -> tuple[dict[str, Any], list[Any]]:
     """Writes and verifies the C of a program; its row of the table, and those of microcontrollers."""
+    model, program, found, _ = fitted
     name, bits, data = folder.name, program.bits, job.data
     about = f"{model.text}, trained on {data.name}; weights of {bits} bits, currents of {settings.width}."
     source = c.generate(program, about)
     c.write(source, folder)
-    found, tested = (integer.run(program, split.images) for split in (data.validation, data.test))
+    tested = integer.run(program, data.test.images)
     some, measured = data.test.images[: settings.verified], []
     if len(some):
         build.verify(program, folder, some, settings.compiler)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spikernel_jax.cells.kernels import Kernel, kernel_set_text
 from spikernel_jax.pipeline.job import Job, Purpose
@@ -86,7 +87,12 @@ def join_search(job: Job) -> None:
 
 
 def table_of(
-    search: Search, cells: Cells, total: Cost, results: Sequence[Rung], trained: Shorts | None = None
+    search: Search,
+    cells: Cells,
+    total: Cost,
+    fits: NDArray[np.bool_],
+    results: Sequence[Rung],
+    trained: Shorts | None = None,
 ) -> "pl.DataFrame":
     """A row for each set and cell, the set's best under the budget marked as its finalist.
 
@@ -100,13 +106,13 @@ def table_of(
       search: what is searched.
       cells: its cells.
       total: what each of `cells.rows` costs.
+      fits: which of them keep to the budget.
       results: of each fidelity, lowest first.
       trained: what short trainings found, which then mark the finalists; None where none were made.
     """
     import polars as pl
 
     n, memory = len(cells.rows), total.memory_bytes
-    fits = search.budget.fits(search.trained, cells.rows) if search.ranks_all else np.ones(n, bool)
     reached, lif_calls = np.zeros(n, np.int64), np.zeros(n, np.int64)
     columns = {name: np.full(n, np.nan) for name in ("score", "score_se", "score_se_paired")}
     for index, (_, at, scores) in enumerate(results):
@@ -159,8 +165,8 @@ def search_sets(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> "pl.DataFrame":
     with job.step("search"):
         search = settled(job, sets)
         cells = halving.find_cells(search)
-        fits = search.budget.fits(search.trained, cells.rows).any() if search.ranks_all else len(cells.rows)
-        if not fits:
+        fits = search.budget.fits(search.trained, cells.rows) if search.ranks_all else np.ones(len(cells.rows), bool)
+        if not fits.any():
             raise NothingFitsError(f"no cell of any set fits {search.budget.text}")
         total = costs(search.trained, cells.rows, search.budget.bits)
         job.remember(*_OPTIONS)
@@ -168,7 +174,7 @@ def search_sets(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> "pl.DataFrame":
         job.processes.tell("sets", sets)
         results = list(halving.score_rungs(search, cells, job.data))
         trained = _train(job, search, cells, results[0]) if search.strategy == "trainings" else None
-        table = table_of(search, cells, total, results, trained)
+        table = table_of(search, cells, total, fits, results, trained)
         _say_of(job, table, int((~np.isfinite(results[0].scores.scores)).sum()))
         job.run.write_table("search", table)
         _figure(job, search, table)

@@ -168,12 +168,13 @@ def train_rungs(training: Training, line: Line, budget: int, data: Dataset, say:
         training.processes.tell(_told(until), at.tolist())
         found, began, left = np.empty(len(at)), time.perf_counter(), [*range(len(at))]
         while left:
-            for index, found[index] in _able(training, line.rows[at], until, data, before := left):
+            for index, accuracy in _able(training, line.rows[at], until, data, before := left):
+                found[index] = accuracy
                 left = [other for other in left if other != index]
                 number = len(at) - len(left)
                 seconds = (time.perf_counter() - began) / number * len(left)
                 text = training.spec.space.explicit(line.rows[at[index]])
-                say(f"    {number}/{len(at)}  {text}  validation {100 * found[index]:.1f} %  {duration(seconds)} left")
+                say(f"    {number}/{len(at)}  {text}  validation {100 * accuracy:.1f} %  {duration(seconds)} left")
             if len(left) == len(before):  # all in the hands of others
                 time.sleep(_LOOK_SECONDS)
         return found

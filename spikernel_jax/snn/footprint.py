@@ -79,7 +79,7 @@ class _Walk:
     """A network's instructions one after another, and when each buffer is first and last in use."""
 
     def __init__(self, spec: NetworkSpec, genotype: Any):
-        self.spec, self.genotype, self.sites = spec, spec.codes(genotype), spec.sites(genotype)
+        self.spec, self.genotype, self.sites = spec, genotype, spec.sites(genotype)
         self.now = 0
         self.kept = 0  # bytes that outlive a time step
         self.kinds: dict[str, int] = {}
@@ -105,7 +105,7 @@ class _Walk:
         """One of the two cells; the name of what leaves it."""
         spec, space, cell = self.spec, self.spec.space, CELLS[index]
         places, channels = math.prod(spec.cell_size(index)), spec.cell_channels(index)
-        held = {edge: int(code) for edge, code in zip(space.edges, self.genotype[index], strict=True) if code}
+        held = spec.held(self.genotype, index)
         values = {0: entry}
 
         def edges(node: int, sources: range, *target: str) -> int:
@@ -113,7 +113,7 @@ class _Walk:
             reading = [source for source in sources if (source, node) in held]
             for source in reading:
                 code = held[source, node]
-                reader = next((own for own in spec.readers if own.codes[code]), None)
+                reader = spec.reader_of(code)
                 read = values[source] if reader is None else reader.site(cell, source)
                 for number, layer in enumerate(list(space.operation(code).layers(channels).values())[:-1]):
                     between = self.buffer(f"{cell}.{source}{node}.{number}", _CURRENTS, places, layer.channels)

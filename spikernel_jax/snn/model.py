@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.typing import NDArray
 
 from spikernel_jax.data import check_images, normalise
 from spikernel_jax.snn import network
+from spikernel_jax.snn.layers import BN_EPSILON
 from spikernel_jax.snn.spec import NetworkSpec
 
 Array = jax.Array
@@ -87,6 +89,13 @@ class Model:
         if x.dtype == jnp.uint8:
             x = normalise(x, self.mean, self.std)
         return eval_logits(self.spec, self.genotype, self.params, self.stats, x)
+
+    def folded_norm(self, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What a layer's batch norm does at inference: scale and bias of each channel, [C]."""
+        own, running = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (self.params[layer], self.stats[layer]))
+        gain = self.spec.neuron.v_threshold if self.spec.norm == "over_time" and layer != "stem" else 1.0
+        scale = gain * own["scale"] / np.sqrt(running["var"] + BN_EPSILON)
+        return scale, own["bias"] - running["mean"] * scale
 
     @property
     def text(self) -> str:

@@ -44,6 +44,11 @@ def rounded(weights: Any, bits: int) -> tuple[Any, Any]:
     return space.clip(space.round(weights / unit), -most, most), unit
 
 
+def class_means(of_neurons: Any, classes: int) -> Any:
+    """The mean over each class's neurons: [..., K · neurons a class] to [..., K]."""
+    return of_neurons.reshape(*of_neurons.shape[:-1], classes, -1).mean(-1)
+
+
 def rounded_classes(kernel: Any, classes: int, bits: int) -> tuple[Any, Any]:
     """The same of the last layer: of the mean over each class's neurons [in, K], one unit for all.
 
@@ -52,7 +57,7 @@ def rounded_classes(kernel: Any, classes: int, bits: int) -> tuple[Any, Any]:
       classes: K.
       bits: as of `rounded`.
     """
-    mean = kernel.reshape(len(kernel), classes, -1).mean(-1)
+    mean = class_means(kernel, classes)
     whole, unit = rounded(mean.reshape(-1, 1), bits)
     return whole.reshape(mean.shape), unit[0]
 
@@ -74,8 +79,9 @@ def straight_through(spec: NetworkSpec, params: Params, bits: int) -> Params:
         kernel = entry["kernel"]
         if name == "head.out":
             whole, unit = rounded_classes(kernel, spec.num_classes, bits)
-            mean = kernel.reshape(len(kernel), spec.num_classes, -1).mean(-1)
-            moved = (whole * unit - mean).repeat(kernel.shape[1] // spec.num_classes, -1)
+            moved = (whole * unit - class_means(kernel, spec.num_classes)).repeat(
+                kernel.shape[1] // spec.num_classes, -1
+            )
         else:
             whole, unit = rounded(kernel, bits)
             moved = whole * unit - kernel

@@ -186,6 +186,15 @@ class NetworkSpec:
         """The LIFs that operations of the space read a node through: one, unless some have neurons of their own."""
         return _readers(self)
 
+    def reader_of(self, code: int) -> "Reader | None":
+        """The LIF that an operation reads a node through; None where it reads the current."""
+        return next((own for own in self.readers if own.codes[code]), None)
+
+    def held(self, genotype: Any, cell: int) -> dict[tuple[int, int], int]:
+        """The edges of a cell of a fixed genotype that hold an operation, and its code."""
+        edges = zip(self.space.edges, self.codes(genotype)[cell], strict=True)
+        return {edge: int(code) for edge, code in edges if code}
+
     def fixed_layers(self) -> dict[str, Layer]:
         """Layers outside the cells, without what LIF layers learn."""
         c, c2, c_image = self.channels, 2 * self.channels, self.image_shape[2]

@@ -31,44 +31,35 @@ static int lowest(uint32_t word)
 #endif
 }
 
-//// weights_8
-/* Weights of one input for all outputs are a row, one a byte. */
+//// weights
+/* Weights of one input for all outputs are a row, as many a byte as go into one, the first of them lowest; zeros fill
+   the last byte. */
+#define A_BYTE (8 / STORED_BITS)
+#define ROW(count) (((count) + A_BYTE - 1) / A_BYTE)
+
+#if STORED_BITS == 8
 typedef int8_t weights_t;
-#define ROW(count) (count)
 
 static inline int32_t weight(const weights_t *row, int at)
 {
     return row[at];
 }
-
-static inline void add_row(const weights_t *row, int count)
-{
-    for (int o = 0; o < count; o++) {
-        sums[o] += weight(row, o);
-    }
-}
-
-static inline void add_times(const weights_t *row, int count, int32_t value)
-{
-    for (int o = 0; o < count; o++) {
-        sums[o] += value * weight(row, o);
-    }
-}
-
-//// weights_4
-/* Weights of one input for all outputs are a row, two a byte, the first one lowest; zeros fill its last byte. */
+#else
+#define MASK ((1u << STORED_BITS) - 1u)
+#define SIGN (1u << (STORED_BITS - 1))
 typedef uint8_t weights_t;
-#define ROW(count) (((count) + 1) / 2)
 
 static inline int32_t weight(const weights_t *row, int at)
 {
-    return (int32_t)((((uint32_t)row[at / 2] >> (4 * (at % 2))) & 15u) ^ 8u) - 8;
+    uint32_t own = ((uint32_t)row[at / A_BYTE] >> (STORED_BITS * (at % A_BYTE))) & MASK;
+    return (int32_t)(own ^ SIGN) - (int32_t)SIGN;
 }
+#endif
 
 static inline void add_row(const weights_t *row, int count)
 {
-    for (int o = 0; o < count; o += 2, row++) {
-        for (int i = 0; i < 2; i++) {
+    for (int o = 0; o < count; o += A_BYTE, row++) {
+        for (int i = 0; i < A_BYTE; i++) {
             sums[o + i] += weight(row, i);
         }
     }
@@ -76,36 +67,8 @@ static inline void add_row(const weights_t *row, int count)
 
 static inline void add_times(const weights_t *row, int count, int32_t value)
 {
-    for (int o = 0; o < count; o += 2, row++) {
-        for (int i = 0; i < 2; i++) {
-            sums[o + i] += value * weight(row, i);
-        }
-    }
-}
-
-//// weights_2
-/* Weights of one input for all outputs are a row, four a byte, the first one lowest; zeros fill its last byte. */
-typedef uint8_t weights_t;
-#define ROW(count) (((count) + 3) / 4)
-
-static inline int32_t weight(const weights_t *row, int at)
-{
-    return (int32_t)((((uint32_t)row[at / 4] >> (2 * (at % 4))) & 3u) ^ 2u) - 2;
-}
-
-static inline void add_row(const weights_t *row, int count)
-{
-    for (int o = 0; o < count; o += 4, row++) {
-        for (int i = 0; i < 4; i++) {
-            sums[o + i] += weight(row, i);
-        }
-    }
-}
-
-static inline void add_times(const weights_t *row, int count, int32_t value)
-{
-    for (int o = 0; o < count; o += 4, row++) {
-        for (int i = 0; i < 4; i++) {
+    for (int o = 0; o < count; o += A_BYTE, row++) {
+        for (int i = 0; i < A_BYTE; i++) {
             sums[o + i] += value * weight(row, i);
         }
     }

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#define STORED_BITS @stored@ /* of a weight */
+
 @constants@
 
 static int32_t sums[@widest@];
