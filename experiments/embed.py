@@ -19,8 +19,8 @@ class Options(cli.Shared):
 
     widths: tuple[int, ...] = (8, 6, 4, 3, 2)
     """Widths of weights that are tried."""
-    membrane_bits: int = 16
-    """Width of currents and membranes."""
+    membrane_bits: int = 8
+    """Width of currents and membranes, 8 to 16; below 16 those are clipped that training images show to be rare."""
     images: int = 1000
     """Test images that the C is verified on, at most; 0 verifies nothing."""
     compiler: str = "gcc"
@@ -31,7 +31,7 @@ class Options(cli.Shared):
 
 def embed(options: Options) -> None:
     """Exports the model, and prints what it costs."""
-    settings = Settings(options.widths, options.membrane_bits, options.images, options.compiler, options.tune)
+    settings = Settings(options.widths, options.membrane_bits, options.tune, options.images, options.compiler)
     job = cli.open_job(options, override=True, needs=("tradeoff", "experiments/tradeoff.py"))
     with job.run.lock():
         table = embed_model(job, settings)

@@ -79,6 +79,14 @@ def run(program, image):
     now["image"] = np.stack([program.table[image[..., c], c] for c in channels], -1)
     seen, counts = {}, {site: [] for site in program.sites}
 
+    def write(name, values):
+        buffer = program.buffers[name]
+        if buffer.clips:
+            most = 2 ** (buffer.bits - 1)
+            values = np.minimum(np.maximum(values, -most), most - 1)
+        now[name] = values
+        see(name)
+
     def see(name):
         flat = now[name].reshape(-1, now[name].shape[-1])
         low, high = flat.min(0), flat.max(0)
@@ -92,14 +100,12 @@ def run(program, image):
                 x, v = now[own.source], now[own.state]
                 v = v + np.floor((x - (v - own.reset)) * own.leak / 2**own.leak_shift + 0.5).astype(np.int64)
                 fired = v >= own.threshold
-                now[own.state] = np.where(fired, v - own.threshold if own.soft else own.reset, v)
-                now[own.target] = fired.astype(np.int64)
+                write(own.state, np.where(fired, v - own.threshold if own.soft else own.reset, v))
+                write(own.target, fired.astype(np.int64))
                 counts[own.target].append(int(fired.sum()))
-                see(own.state)
             else:
                 y = made(own, now[own.source], program.buffers[own.target].shape)
-                now[own.target] = now[own.target] + y if own.add else y
-            see(own.target)
+                write(own.target, now[own.target] + y if own.add else y)
 
     see("image")
     go(program.once)

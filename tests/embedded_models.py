@@ -6,6 +6,8 @@ import jax
 import numpy as np
 
 from spikernel_jax import CellSpace, Model, NetworkSpec, NeuronSpec
+from spikernel_jax.embedded.calibration import calibrated
+from spikernel_jax.embedded.program import Program
 from spikernel_jax.snn import network
 
 VARIED = ("zero", "skip", "conv1", "conv3@2.0", "conv1~2.0", "conv3@0.5", "conv1x5", "conv3d2", "dwconv5", "maxpool3",
@@ -49,6 +51,11 @@ def model_of(name: str, seed: int = 0) -> Model:
         params[layer]["kernel"] *= 60 if spec.head == "snasnet" else 3
     stats = {n: {"mean": moved(own["mean"], 0.2), "var": np.abs(moved(own["var"], 0.3))} for n, own in stats.items()}
     return Model(spec, tuple(row.tolist()), params, stats, (0.4, 0.6), (0.3, 0.2))
+
+
+def narrowed(model: Model, bits: int = 8) -> Program:
+    """With currents of 8 bits, which clip what other images show to be rare."""
+    return calibrated(model, images(32, seed=1), bits)
 
 
 def images(n: int, seed: int = 0) -> np.ndarray:

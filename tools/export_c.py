@@ -14,7 +14,8 @@ import tyro
 
 from spikernel_jax.data import load_dataset
 from spikernel_jax.embedded import build, c
-from spikernel_jax.embedded.lower import lower
+from spikernel_jax.embedded.calibration import CALIBRATED, calibrated
+from spikernel_jax.embedded.lower import WIDTHS
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline import cli
 from spikernel_jax.training.checkpoint import load_model
@@ -30,8 +31,8 @@ class Options:
     """Folder to make."""
     bits: int = 8
     """Width of weights, 2 to 8."""
-    width: int = 16
-    """Width of currents and membranes, 8 to 16."""
+    width: int = 8
+    """Width of currents and membranes, 8 to 16; below 16 those are clipped that training images show to be rare."""
     compiler: str = "gcc"
     """That the C is built with to verify it."""
     images: int = 1000
@@ -49,8 +50,10 @@ def export_c(options: Options) -> None:
     if not options.out.resolve().parent.is_dir():
         raise ValueError(f"{options.out}: the folder that is to hold it is not there")
     model = load_model(options.model)
-    program = lower(model, options.bits, options.width)
     trained_on = model.metrics.get("data", "other images")
+    verified = options.images and shutil.which(options.compiler)
+    data = load_dataset(trained_on, options.data_dir) if verified or options.width < WIDTHS[1] else None
+    program = calibrated(model, data.train.images[:CALIBRATED] if data else (), options.bits, options.width)
     about = f"{model.text}, trained on {trained_on}; weights of {options.bits} bits, currents of {options.width}."
     source = c.generate(program, about)
     c.write(source, options.out)
@@ -58,11 +61,10 @@ def export_c(options: Options) -> None:
         f"{options.out}: writes to {format_bytes(source.written_bytes)} of static memory, reads "
         f"{format_bytes(source.constant_bytes)} of constants"
     )
-    if shutil.which(options.compiler) is None or not options.images:
+    if not (data and verified):
         why = "no images were asked for" if not options.images else f"there is no {options.compiler}"
         cli.say(f"not verified: {why}")
         return
-    data = load_dataset(trained_on, options.data_dir)
     images, labels = (own[: options.images] for own in (data.validation.images, data.validation.labels))
     found = build.verify(program, options.out, images, options.compiler)
     exact = np.asarray(model(images)).argmax(1)

@@ -147,7 +147,7 @@ def _on_devices(spec: NetworkSpec, genotype: np.ndarray, bits: int) -> list[tupl
     shown = f"{format_bytes(taken['flash'])} of constants, {format_bytes(taken['sram'])} written to"
     fits = ", ".join(name for name, limits in found.items() if not limits)
     return [
-        ("as exported C", f"{shown} (currents and membranes of 16 bits); code and stack on top"),
+        ("as exported C", f"{shown} (currents and membranes of 8 bits); code and stack on top"),
         ("fits", fits or "no device that is known"),
         *((f"not {name}", "; ".join(limits)) for name, limits in found.items() if limits),
     ]

@@ -13,6 +13,7 @@ from spikernel_jax.embedded import program as ops
 from spikernel_jax.embedded.program import Buffer, Instruction, Ints, Program, Scale
 
 ACCUMULATOR = 32  # bits, with the sign, of sums and products
+_ACCUMULATED = Buffer((1, 1, 1), ACCUMULATOR)
 
 
 class Interval(NamedTuple):
@@ -48,7 +49,7 @@ def check(program: Program) -> dict[str, Interval]:
     def go(instructions: tuple[Instruction, ...]) -> None:
         for own in instructions:
             for name, found in _after(own, now, program.buffers).items():
-                _fits(found, program.buffers[name].bits, name)
+                found = _held(found, program.buffers[name], name)
                 now[name] = found
                 ever[name] = _hull(ever[name], found) if name in ever else found
 
@@ -63,11 +64,19 @@ def check(program: Program) -> dict[str, Interval]:
     return ever
 
 
-def _fits(found: Interval, bits: int, name: str) -> Interval:
-    least, most = (0, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+def _held(found: Interval, buffer: Buffer, name: str) -> Interval:
+    """What is in a buffer after it was written."""
+    least, most = buffer.range
+    if buffer.clips:
+        return Interval(found.low.clip(least, most), found.high.clip(least, most))
     if found.low.min() < least or found.high.max() > most:
-        raise TooWideError(name, bits)
+        raise TooWideError(name, buffer.bits)
     return found
+
+
+def _fits(found: Interval, name: str) -> Interval:
+    """A sum or product, which has 32 bits."""
+    return _held(found, _ACCUMULATED, name)
 
 
 def _hull(one: Interval, other: Interval) -> Interval:
@@ -87,7 +96,7 @@ def _plus(own: Interval, other: Any) -> Interval:
 
 def _scaled(own: Interval, scale: Scale, name: str) -> Interval:
     product = _plus(_times(own, scale.multiplier), half(scale.shift))
-    _fits(product, ACCUMULATOR, name)
+    _fits(product, name)
     return Interval(product.low >> scale.shift, product.high >> scale.shift)
 
 
@@ -102,7 +111,7 @@ def _after(own: Instruction, now: dict[str, Interval], buffers: dict[str, Buffer
         return _fire(own, now)
     made = _made(own, now, buffers)
     if own.add:
-        made = _fits(_plus(made, now[own.target]), ACCUMULATOR, own.target)
+        made = _fits(_plus(made, now[own.target]), own.target)
     return {own.target: made}
 
 
@@ -110,7 +119,7 @@ def _fire(own: ops.Fire, now: dict[str, Interval]) -> dict[str, Interval]:
     x, v = now[own.source], now[own.state]
     drive = _plus(x, _times(_plus(v, -own.reset), -1))
     product = _plus(_times(drive, own.leak), half(own.leak_shift))
-    _fits(product, ACCUMULATOR, own.target)
+    _fits(product, own.target)
     # Before the shift v · (2^s - leak) + (x + reset) · leak: both terms at their ends, which v alone is not.
     unit = 1 << own.leak_shift
     mixed = _plus(_times(v, unit - own.leak), _times(_plus(x, own.reset), own.leak))
@@ -126,7 +135,7 @@ def _fire(own: ops.Fire, now: dict[str, Interval]) -> dict[str, Interval]:
         np.where(fires, np.where(rests, np.minimum(low, left[0]), left[0]), low),
         np.where(fires, np.where(rests, np.maximum(high, left[1]), left[1]), high),
     )
-    _fits(charged, ACCUMULATOR, own.target)
+    _fits(charged, own.target)
     return {own.target: Interval((~rests).astype(np.int64), fires.astype(np.int64)), own.state: after}
 
 
@@ -146,7 +155,7 @@ def _(own: ops.Convolve, now: dict[str, Interval], buffers: dict[str, Buffer]) -
     # Padding is zero, so each tap may give nothing.
     ends = np.stack([own.weights * low, own.weights * high, np.zeros_like(own.weights)])
     sums = Interval(ends.min(0).sum((0, 1, 2)), ends.max(0).sum((0, 1, 2)))
-    _fits(sums, ACCUMULATOR, own.target)
+    _fits(sums, own.target)
     return _plus(_scaled(sums, own.scale, own.target), own.bias)
 
 
@@ -157,7 +166,7 @@ def _(own: ops.Affine, now: dict[str, Interval], buffers: dict[str, Buffer]) -> 
 
 @_made.register
 def _(own: ops.Shift, now: dict[str, Interval], buffers: dict[str, Buffer]) -> Interval:
-    return _fits(_times(now[own.source], 1 << own.left), ACCUMULATOR, own.target)
+    return _fits(_times(now[own.source], 1 << own.left), own.target)
 
 
 @_made.register
@@ -174,13 +183,13 @@ def _(own: ops.MaxPool, now: dict[str, Interval], buffers: dict[str, Buffer]) ->
 
 @_made.register
 def _(own: ops.Halve, now: dict[str, Interval], buffers: dict[str, Buffer]) -> Interval:
-    sums = _fits(_plus(_times(now[own.source], 4), 2), ACCUMULATOR, own.target)
+    sums = _fits(_plus(_times(now[own.source], 4), 2), own.target)
     return Interval(sums.low >> 2, sums.high >> 2)
 
 
 @_made.register
 def _(own: ops.Count, now: dict[str, Interval], buffers: dict[str, Buffer]) -> Interval:
-    return _fits(_times(now[own.source], own.side[0] * own.side[1]), ACCUMULATOR, own.target)
+    return _fits(_times(now[own.source], own.side[0] * own.side[1]), own.target)
 
 
 @_made.register
@@ -190,7 +199,7 @@ def _(own: ops.Linear, now: dict[str, Interval], buffers: dict[str, Buffer]) -> 
     ends = np.stack([own.weights * low, own.weights * high])
     # Partial sums are within the sum of what pulls down, and of what pulls up.
     sums = Interval(np.minimum(ends.min(0), 0).sum(0), np.maximum(ends.max(0), 0).sum(0))
-    _fits(sums, ACCUMULATOR, own.target)
+    _fits(sums, own.target)
     return _plus(_scaled(sums, own.scale, own.target), own.bias)
 
 

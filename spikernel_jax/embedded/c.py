@@ -45,6 +45,7 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
       microcontrollers.
     """
     writer, layout, buffers = _Writer(program), lay_out(program), program.buffers
+    current = buffers["stem"]
     once, step, end = ([writer.call(own) for own in part] for part in (program.once, program.step, program.end))
     height, width, image_channels = buffers["image"].shape
     sites, widest = len(program.sites), 4 * -(-max(buffer.shape[2] for buffer in buffers.values()) // 4)
@@ -59,6 +60,7 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     values = {
         "about": about.replace("*/", "* /"),  # it stands in comments
         "bits": program.bits, "stored": writer.stored, "a_byte": _A_BYTE[writer.stored],
+        "current": kind_of(current), "clips": int(current.clips), "least": current.range[0], "most": current.range[1],
         "steps": program.time_steps, "sites": sites, "widest": widest,
         "height": height, "width": width, "channels": image_channels, "classes": buffers["logits"].shape[2],
         "written": layout.written + 4 * (sites + widest), "constants_bytes": writer.constant_bytes,
@@ -200,7 +202,7 @@ class _Writer:
             case ops.Count():
                 return f"{self.use('count')}({names}, {h}, {w}, {c}, {own.side[0]}, {own.side[1]}, {add});"
             case ops.Linear():
-                function = self.use("linear_16" if target.bits <= 16 else "linear_32")
+                function = self.use("linear_currents" if target.bits <= 16 else "linear_sums")
                 target_name = "logits" if own.target == "logits" else _name(own.target)
                 weights, bias = self.weights(own.weights), self.constant("int32_t", own.bias)
                 sizes = f"{h * w * c}, {target.shape[2]}"

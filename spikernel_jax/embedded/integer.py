@@ -1,6 +1,8 @@
 """Runs a program of integers in JAX: the executable specification of what a device computes."""
 
 import functools
+import operator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ from spikernel_jax.embedded.program import Buffer, Instruction, Program, Scale
 
 Array = jax.Array
 Values = dict[str, Array]  # buffers, int32 [B, H, W, C]
+_WIDEST = 16  # bits of currents and membranes
 _EXACT = 1 << 24  # whole numbers up to here are float32's
 
 
@@ -38,55 +41,102 @@ def run(program: Program, images_BHWC: Any, batch_size: int = 256) -> Result:
     Raises:
       ValueError: where images are not uint8, or of another shape.
     """
+    parts = list(_batches(program, images_BHWC, batch_size, None))
+    logits_BK = np.concatenate([logits for logits, _, _ in parts])
+    return Result(logits_BK, {site: np.concatenate([own[site] for _, own, _ in parts], 1) for site in program.sites})
+
+
+def bits_needed(program: Program, images_BHWC: Any, share: float) -> dict[str, int]:
+    """Of currents and membranes: bits, without the sign, that all but a share of what is written has room in.
+
+    Args:
+      program: of `lower.lower`.
+      images_BHWC: uint8 pixels, what a device will see.
+      share: of all values of a buffer, over images, time steps and places; 0 leaves none out.
+
+    Returns:
+      Bits by buffer, no more than the buffer has.
+    """
+    more, values = {}, {}
+    for _, _, records in _batches(program, images_BHWC, 64, _more_than):
+        for name, (own, all_of_them) in records.items():
+            more[name] = more.get(name, 0) + own.astype(np.int64).sum(0)
+            values[name] = values.get(name, 0) + int(all_of_them.astype(np.int64).sum())
+    return {name: int((own > share * values[name]).sum()) for name, own in more.items()}
+
+
+def _more_than(values: Array) -> tuple[Array, Array]:
+    """How many values of each image do not fit 0, 1, 2 … bits, and how many there are."""
+    magnitudes = jnp.where(values < 0, ~values, values).reshape(len(values), -1)
+    counts = [(magnitudes >> bits > 0).sum(1) for bits in range(_WIDEST)]
+    return jnp.stack(counts, 1), jnp.full(len(values), magnitudes.shape[1])
+
+
+def _batches(program: Program, images_BHWC: Any, batch_size: int, observe: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Logits, spikes and what was observed, of so many images at a time."""
     images = np.asarray(images_BHWC)
     if images.dtype != np.uint8 or images.shape[1:] != program.buffers["image"].shape:
         want = f"uint8 [B, {', '.join(map(str, program.buffers['image'].shape))}]"
         raise ValueError(f"images are {images.dtype} {list(images.shape)}: want {want}")
-    forward = _compiled(program)
-    parts = []
+    forward = _compiled(program, observe)
     for start in range(0, len(images), batch_size):
         some = images[start : start + batch_size]
         padded = np.concatenate([some, np.zeros((min(batch_size, len(images)) - len(some), *some.shape[1:]), np.uint8)])
-        logits, spikes = jax.device_get(forward(padded))
-        parts.append((logits[: len(some)], {site: own[:, : len(some)] for site, own in spikes.items()}))
-    logits_BK = np.concatenate([own for own, _ in parts])
-    return Result(logits_BK, {site: np.concatenate([own[site] for _, own in parts], 1) for site in program.sites})
+        logits, spikes, records = jax.device_get(forward(padded))
+        yield (
+            logits[: len(some)],
+            {site: own[:, : len(some)] for site, own in spikes.items()},
+            jax.tree.map(operator.itemgetter(slice(len(some))), records),
+        )
 
 
 @functools.lru_cache(maxsize=16)  # programs are compared by identity
-def _compiled(program: Program) -> Any:
-    return jax.jit(functools.partial(_forward, program))
+def _compiled(program: Program, observe: Any) -> Any:
+    return jax.jit(functools.partial(_forward, program, observe))
 
 
-def _forward(program: Program, images_BHWC: Array) -> tuple[Array, dict[str, Array]]:
+def _forward(program: Program, observe: Any, images_BHWC: Array) -> tuple[Array, dict[str, Array], Any]:
     table, channels = jnp.asarray(program.table, jnp.int32), jnp.arange(images_BHWC.shape[-1])
     batch = len(images_BHWC)
     now: Values = {"image": table[images_BHWC.astype(jnp.int32), channels]}
     kept = {
         name: jnp.zeros((batch, *buffer.shape), jnp.int32) for name, buffer in program.buffers.items() if buffer.kept
     }
-    now = _go(program, program.once, now | kept)
+    now, before = _go(program, program.once, now | kept, observe)
     static = {name: value for name, value in now.items() if name not in kept}
 
-    def step(kept: Values, _: None) -> tuple[Values, dict[str, Array]]:
-        then = _go(program, program.step, static | kept)
+    def step(kept: Values, _: None) -> tuple[Values, tuple[dict[str, Array], Any]]:
+        then, records = _go(program, program.step, static | kept, observe)
         counts = {site: then[site].sum((1, 2, 3)) for site in program.sites}
-        return {name: then[name] for name in kept}, counts
+        return {name: then[name] for name in kept}, (counts, records)
 
-    kept, spikes = lax.scan(step, {name: now[name] for name in kept}, None, length=program.time_steps)
-    now = _go(program, program.end, static | kept)
-    return now["logits"][:, 0, 0], spikes
+    kept, (spikes, during) = lax.scan(step, {name: now[name] for name in kept}, None, length=program.time_steps)
+    now, _ = _go(program, program.end, static | kept, None)
+    return now["logits"][:, 0, 0], spikes, before | jax.tree.map(lambda own: own.sum(0), during)
 
 
-def _go(program: Program, instructions: tuple[Instruction, ...], now: Values) -> Values:
-    now = dict(now)
+def _go(
+    program: Program, instructions: tuple[Instruction, ...], now: Values, observe: Any
+) -> tuple[Values, dict[str, Any]]:
+    """Buffers after the instructions; of currents and membranes, what is observed of all that is written to each."""
+    now, records = dict(now), {}
+
+    def written(name: str, values: Array) -> None:
+        buffer = program.buffers[name]
+        now[name] = values.clip(*buffer.range) if buffer.clips else values
+        if observe is not None and 1 < buffer.bits <= _WIDEST:
+            found = observe(now[name])
+            records[name] = jax.tree.map(jnp.add, records[name], found) if name in records else found
+
     for own in instructions:
         if isinstance(own, ops.Fire):
-            now[own.target], now[own.state] = _fire(own, now[own.source], now[own.state])
+            spikes, state = _fire(own, now[own.source], now[own.state])
+            written(own.target, spikes)
+            written(own.state, state)
             continue
         made = _made(own, now, program.buffers)
-        now[own.target] = now[own.target] + made if own.add else made
-    return now
+        written(own.target, now[own.target] + made if own.add else made)
+    return now, records
 
 
 def _fire(own: ops.Fire, x: Array, v: Array) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ Sources: Jacob et al., CVPR 2018 (multiplier and shift); Nagel et al., 2021, arX
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,13 +32,15 @@ _FINEST = 14  # bits behind the point of what needs fewer before it
 _PIXEL = 8  # of a normalised pixel
 
 
-def lower(model: Model, bits: int = 8, width: int = 16) -> Program:
+def lower(model: Model, bits: int = 8, width: int = 16, before: Mapping[str, int] | None = None) -> Program:
     """The program of a model.
 
     Args:
       model: trained.
       bits: of weights, from 2 to 8.
       width: of currents and membranes, from 8 to 16.
+      before: the point, bits that each buffer of currents has room for; what needs more is clipped. Without it nothing
+        ever clips: there are as many as the worst image could need.
 
     Returns:
       A program that `bounds.check` has proven free of overflow.
@@ -63,9 +65,12 @@ def lower(model: Model, bits: int = 8, width: int = 16) -> Program:
             raise ValueError(f"{name}={value!r} must be a whole number from {least} to {most}")
     fractions: dict[str, int] = {}
     domains: dict[str, str] = {}
+    if before is not None:
+        first = _Builder(model, bits, width, fractions, domains).program
+        fractions = _points(first, domains, before, width)
     while True:
         try:
-            program = _Builder(model, bits, width, fractions, domains).program
+            program = _Builder(model, bits, width, fractions, domains, clips=before is not None).program
             check(program)
         except TooWideError as error:
             domain = domains.get(error.buffer, "")
@@ -76,8 +81,23 @@ def lower(model: Model, bits: int = 8, width: int = 16) -> Program:
         return program
 
 
+def _points(program: Program, domains: Mapping[str, str], before: Mapping[str, int], width: int) -> dict[str, int]:
+    """Fractions of domains that leave as many bits before the point, and room for twice every threshold.
+
+    Where spikes are rare, what makes them is: clipped below the threshold, a layer would be silent.
+    """
+    needed = {domain: max(before[name] for name, own in domains.items() if own == domain)
+              for domain in domains.values()}  # fmt: skip
+    for own in program.step:
+        if isinstance(own, ops.Fire):
+            domain, largest = domains[own.state], max(own.threshold, abs(own.reset))
+            twice = 1 + (largest - 1).bit_length() - program.buffers[own.state].fraction
+            needed[domain] = max(needed[domain], twice)
+    return {domain: min(_FINEST, max(0, width - 1 - own)) for domain, own in needed.items()}
+
+
 def scale_of(factor: Floats, largest: int) -> Scale:
-    """Multipliers and shifts nearest to factors [C], whose products with values up to `largest` fit 32 bits.
+    """Multipliers of 16 bits and shifts nearest to factors [C]; products with values up to `largest` fit 32 bits.
 
     Raises:
       OverflowError: if none does.
@@ -90,7 +110,7 @@ def scale_of(factor: Floats, largest: int) -> Scale:
             raise OverflowError
         shift = 0 if own == 0 else min(30, max(0, bits - math.frexp(abs(own))[1]))
         multiplier = int(np.rint(own * 2.0**shift))
-        if abs(multiplier) > 2**room:
+        if abs(multiplier) > min(2**room, 2**15 - 1):
             raise OverflowError
         multipliers.append(multiplier)
         shifts.append(shift)
@@ -103,8 +123,11 @@ class _Builder:
     A domain is what shares a fraction: all currents and membranes of a cell, for example, since they are summed.
     """
 
-    def __init__(self, model: Model, bits: int, width: int, fractions: dict[str, int], domains: dict[str, str]):
-        self.model, self.spec, self.bits, self.width = model, model.spec, bits, width
+    def __init__(
+        self, model: Model, bits: int, width: int, fractions: dict[str, int], domains: dict[str, str], *,
+        clips: bool = False,
+    ):  # fmt: skip
+        self.model, self.spec, self.bits, self.width, self.clips = model, model.spec, bits, width, clips
         self.fractions, self.domains = fractions, domains  # of domains; of buffers
         spec = self.spec
         self.params, self.stats = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (model.params, model.stats))
@@ -129,7 +152,7 @@ class _Builder:
         return self.fractions.setdefault(domain, min(_FINEST, self.width - 2))
 
     def currents(self, name: str, shape: tuple[int, int, int], domain: str, *, kept: bool = False) -> str:
-        self.buffers[name] = Buffer(shape, self.width, self.fraction(domain), kept)
+        self.buffers[name] = Buffer(shape, self.width, self.fraction(domain), kept, self.clips)
         self.domains[name] = domain
         return name
 

@@ -27,12 +27,15 @@ class Layout(NamedTuple):
         return self.kept + sum(SIZES[kind] * count for kind, count in self.arenas.items())
 
 
-SIZES = {"uint32_t": 4, "int16_t": 2, "int32_t": 4}
+SIZES = {"uint32_t": 4, "int8_t": 1, "int16_t": 2, "int32_t": 4}
+
+
+_KINDS = ((1, "uint32_t"), (8, "int8_t"), (16, "int16_t"), (32, "int32_t"))  # the most bits that each has room for
 
 
 def kind_of(buffer: Buffer) -> str:
     """The C type of a buffer: spikes are bits of words."""
-    return "uint32_t" if buffer.bits == 1 else "int16_t" if buffer.bits <= 16 else "int32_t"
+    return next(kind for most, kind in _KINDS if buffer.bits <= most)
 
 
 def length_of(buffer: Buffer) -> int:

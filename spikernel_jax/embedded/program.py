@@ -5,8 +5,9 @@ of spikes holds 0 and 1. Where a scale comes in, it is a multiplier and a shift 
 
     scaled(x) = (x · multiplier + 2^(shift - 1)) >> shift
 
-(no half where the shift is 0; >> rounds down). Every product and sum fits 32 bits with its sign, and every buffer its
-width: `bounds.check` proves both for all images.
+(no half where the shift is 0; >> rounds down). A buffer that clips keeps the nearest value that its width has, whenever
+it is written. Every product and sum fits 32 bits with its sign, and every other buffer its width: `bounds.check` proves
+both for all images.
 """
 
 import dataclasses
@@ -26,12 +27,19 @@ class Buffer(NamedTuple):
       bits: that a value may have, with its sign; 1 of spikes, which have none.
       fraction: bits behind the point.
       kept: whether it lives from one time step to the next; zero before the first one.
+      clips: whether what is written is first brought to what its bits can say.
     """
 
     shape: tuple[int, int, int]
     bits: int
     fraction: int = 0
     kept: bool = False
+    clips: bool = False
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Least and greatest value."""
+        return (0, 1) if self.bits == 1 else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
 
 
 class Scale(NamedTuple):

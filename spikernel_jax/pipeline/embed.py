@@ -8,18 +8,18 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from spikernel_jax.data import Split
 from spikernel_jax.embedded import boards, build, c, integer, stablehlo
-from spikernel_jax.embedded.lower import WEIGHT_BITS, WIDTHS, lower
 from spikernel_jax.embedded.nir_graph import graph_of
 from spikernel_jax.embedded.program import Program
 from spikernel_jax.io.files import atomic_folder
+from spikernel_jax.pipeline import fitting
+from spikernel_jax.pipeline.fitting import Fitted
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.summary import write_summary_report
 from spikernel_jax.report import device_figures
@@ -27,52 +27,37 @@ from spikernel_jax.snn import devices
 from spikernel_jax.snn.model import Model
 from spikernel_jax.training.checkpoint import load_model
 from spikernel_jax.training.evaluation import evaluate, measure_spikes
-from spikernel_jax.training.loop import train
-from spikernel_jax.training.recipe import TrainConfig
 
 if TYPE_CHECKING:
     import polars as pl
 
-FLOAT = "float32"
+FLOAT, LONGER = "float32", "float32, trained on"
 PROCESSORS = "processors"
 _EMULATED = 16  # images on a microcontroller
 _TOLERATED = 0.005  # what rounding may lose
-_SLOWER = 0.25  # a share of the learning rate that the model was trained with
 _MEASURED = ("what", "processor", "code_bytes", "constant_bytes", "written_bytes", "instructions", "verified_images")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a model is taken to a device.
+class Settings(fitting.Settings):
+    """How a model is taken to a device; `tune` where rounding alone loses more than half a point.
 
     Attributes:
-      widths: of weights.
-      width: of currents and membranes.
       images: test images that the C is verified on, at most; 0 verifies nothing.
       compiler: that it is built with; where there is none, nothing is verified.
-      tune: epochs of training for weights of few bits, where rounding alone loses more than half a point.
 
     Raises:
       ValueError: naming the option, its value and what would be right.
     """
 
-    widths: tuple[int, ...]
-    width: int
     images: int
     compiler: str
-    tune: int
 
     def __post_init__(self) -> None:
         """Refuses what no device has, before any work."""
-        (least, most), (narrowest, widest), given = WEIGHT_BITS, WIDTHS, self.widths
-        if not given or len(set(given)) < len(given) or not all(least <= own <= most for own in given):
-            shown = " ".join(map(str, given))
-            raise ValueError(f"--widths {shown}: want different widths of weights from {least} to {most}")
-        if not narrowest <= self.width <= widest:
-            raise ValueError(f"--membrane-bits {self.width} must be from {narrowest} to {widest}")
-        for name in ("images", "tune"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 0")
+        super().__post_init__()
+        if self.images < 0:
+            raise ValueError(f"--images {self.images} must be at least 0")
 
     @property
     def verified(self) -> int:
@@ -84,9 +69,9 @@ def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
     """Takes the chosen model to integers of each width of weights, writes their C, and verifies it.
 
     Leaves ``embedded/`` (a folder of C for each width, the float network's StableHLO and NIR, and ``manifest.json``),
-    ``tables/embedded.parquet`` (a row for the float network and each width), ``tables/processors.parquet`` (a row for
-    each width on each microcontroller, where their tools are; else none), ``figures/embedded.png``, and a section in
-    ``report.md``.
+    ``tables/embedded.parquet`` (a row for the float network, one for it after as many epochs more if any width had
+    them, and one for each width), ``tables/processors.parquet`` (a row for each width on each microcontroller, where
+    their tools are; else none), ``figures/embedded.png``, and a section in ``report.md``.
 
     Args:
       job: of a run that has chosen a model.
@@ -101,18 +86,24 @@ def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
     chosen = job.run.summary().get("chosen")
     if chosen is None:
         raise ValueError(f"{job.run.path} has no chosen model: run experiments/tradeoff.py --out {job.run.path} first")
-    model = load_model(job.run.path / "finalists" / chosen["name"] / "checkpoint")
+    name = chosen["name"]
+    model = load_model(job.run.path / "finalists" / name / "checkpoint")
     with job.step("embed"):
-        programs = [lower(model, bits, settings.width) for bits in settings.widths]  # before anything is trained
-        rows, measured = [_of_float(job, model)], []
+        # Before anything is trained.
+        programs = [fitting.program_of(job, model, bits, settings.width) for bits in settings.widths]
+        rows, measured = [_of_float(job, model, FLOAT)], []
         with atomic_folder(target := job.run.path / "embedded") as fresh:
             fresh.mkdir()
             for program in programs:
-                fitted = _fitted(job, chosen["name"], model, program, settings, rows[0]["validation_accuracy"])
+                fitted, alone = _fitted(job, name, model, program, settings, rows[0]["validation_accuracy"])
                 row, on_processors = _written(job, fitted, fresh / f"int{program.bits}", settings)
                 tuned = {"tuned_epochs": 0 if fitted.model is model else settings.tune}
-                rows.append(row | tuned | {"rounded_accuracy": fitted.rounded})
+                rows.append(row | tuned | {"rounded_accuracy": alone})
                 measured += on_processors
+            if any(row["tuned_epochs"] for row in rows):  # their equal: as many epochs, without rounding
+                job.say("  float32: as many epochs more")
+                longer = fitting.trained_on(job, name, model, 0, settings.tune)
+                rows.insert(1, _of_float(job, longer, LONGER) | {"tuned_epochs": settings.tune})
             _write_float(job, model, fresh)
             _write_manifest(job, model, fresh, settings.width)
         table = pl.DataFrame(rows)
@@ -126,50 +117,26 @@ def embed_model(job: Job, settings: Settings) -> "pl.DataFrame":
     return table
 
 
-class _Fitted(NamedTuple):
-    """A model, its program, what that says of validation images, and the accuracy there that rounding alone left."""
+def _fitted(
+    job: Job, name: str, model: Model, program: Program, settings: Settings, exact: float
+) -> tuple[Fitted, float]:
+    """The model, or where rounding loses too much one trained on for so few bits, if validation finds it better.
 
-    model: Model
-    program: Program
-    found: integer.Result
-    rounded: float
-
-
-def _fitted(job: Job, name: str, model: Model, program: Program, settings: Settings, exact: float) -> _Fitted:
-    """The model, or where rounding loses too much one trained on for so few bits, if validation finds it better."""
-    validation, bits = job.data.validation, program.bits
-    found = integer.run(program, validation.images)
-    plain = _Fitted(model, program, found, _accuracy(found, validation))
-    lost = exact - plain.rounded
+    Beside it the accuracy on validation images that rounding alone leaves.
+    """
+    plain, bits = fitting.rounded(job, model, program), program.bits
+    lost = exact - plain.accuracy
     if lost <= _TOLERATED or not settings.tune:
-        return plain
+        return plain, plain.accuracy
     job.say(f"  int{bits}: {100 * lost:.1f} points lost by rounding alone; training for {bits} bits")
-    was = TrainConfig(**model.metrics["config"])
-    config = dataclasses.replace(
-        was, epochs=settings.tune, learning_rate=_SLOWER * was.learning_rate, warmup=0.0, weight_bits=bits
-    )
-    tuned = train(
-        model.spec,
-        model.genotype,
-        job.data,
-        config,
-        seed=model.metrics["seed"],
-        folder=job.run.folder("tuning") / f"{name}-int{bits}-{settings.tune}",
-        start=model,
-        progress=lambda record: job.say(
-            f"    epoch {record['epoch']}/{settings.tune}  validation {100 * record['validation_accuracy']:.1f} %"
-        ),
-        say=job.say,
-    )
-    other = lower(tuned, bits, settings.width)
-    found = integer.run(other, validation.images)
-    better = _accuracy(found, validation) > plain.rounded
-    return _Fitted(tuned, other, found, plain.rounded) if better else plain
+    tuned = fitting.trained_on(job, name, model, bits, settings.tune)
+    other = fitting.rounded(job, tuned, fitting.program_of(job, tuned, bits, settings.width))
+    return max(plain, other, key=lambda own: own.accuracy), plain.accuracy
 
 
-def _written(job: Job, fitted: _Fitted, folder: Path, settings: Settings) -> tuple[dict[str, Any], list[Any]]:
+def _written(job: Job, fitted: Fitted, folder: Path, settings: Settings) -> tuple[dict[str, Any], list[Any]]:
     """Writes and verifies the C of a program; its row of the table, and those of microcontrollers."""
-    model, program, found, _ = fitted
+    model, program, found, validated = fitted
     name, bits, data = folder.name, program.bits, job.data
     about = f"{model.text}, trained on {data.name}; weights of {bits} bits, currents of {settings.width}."
     source = c.generate(program, about)
@@ -182,8 +149,8 @@ def _written(job: Job, fitted: _Fitted, folder: Path, settings: Settings) -> tup
     row = {
         "what": name,
         "bits": bits,
-        "validation_accuracy": _accuracy(found, data.validation),
-        "test_accuracy": _accuracy(tested, data.test),
+        "validation_accuracy": validated,
+        "test_accuracy": fitting.accuracy(tested, data.test),
         "spikes": float(sum(own.sum() for own in found.spikes.values()) / len(data.validation.labels)),
         "constant_bytes": source.constant_bytes,
         "written_bytes": source.written_bytes,
@@ -217,15 +184,11 @@ def _fitting(model: Model, bits: int) -> str:
     return ", ".join(name for name, own in every if not devices.broken(own, model.spec, model.genotype, bits))
 
 
-def _accuracy(found: integer.Result, split: Split) -> float:
-    return float((found.logits_BK.argmax(1) == split.labels).mean())
-
-
-def _of_float(job: Job, model: Model) -> dict[str, Any]:
+def _of_float(job: Job, model: Model, what: str) -> dict[str, Any]:
     spikes = sum(own.sum() for own in measure_spikes(model, job.data.validation).values())
     parameters = sum(np.size(leaf) for own in model.params.values() for leaf in own.values())
     return {
-        "what": FLOAT, "bits": 32, "validation_accuracy": evaluate(model, job.data.validation),
+        "what": what, "bits": 32, "validation_accuracy": evaluate(model, job.data.validation),
         "test_accuracy": evaluate(model, job.data.test), "spikes": float(spikes), "constant_bytes": 4 * parameters,
         "written_bytes": None, "verified_images": 0, "fits": "", "tuned_epochs": 0, "rounded_accuracy": None,
     }  # fmt: skip

@@ -1,11 +1,12 @@
 """Figures of a model on a device; conventions as those of `figures`."""
 
+import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spikernel_jax.report.figures import BLUE, GREY, ORANGE, new_figure, numeric_columns, save
+from spikernel_jax.report.figures import BLUE, GREEN, GREY, ORANGE, RED, new_figure, numeric_columns, save
 
 if TYPE_CHECKING:
     import polars as pl
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 def embedded_figure(table: "pl.DataFrame", path: str | Path, title: str, images: int) -> "Figure":
     """Draws the accuracy of a model in integers against the width of its weights and against its bytes.
 
-    Beside it stand the float network's, and what rounding alone leaves where the model was trained for its few bits.
-    Bars are standard errors of a share of so many images.
+    Beside it stand the float network's, also after as many epochs more where there is that row, and what rounding alone
+    leaves where the model was trained for its few bits. Bars are standard errors of a share of so many images.
 
     The table has one row for each width: `bits` (32 of the float network), `validation_accuracy`, `rounded_accuracy`,
     `constant_bytes` and `written_bytes` (both null or NaN of the float network where not known).
@@ -25,7 +26,7 @@ def embedded_figure(table: "pl.DataFrame", path: str | Path, title: str, images:
     bits, accuracy, rounded, constants, written = numeric_columns(table, wanted)
     whole = bits < 32
     order = np.flatnonzero(whole)[np.argsort(bits[whole])]
-    exact, kib = accuracy[~whole][0], (constants + written) / 1024
+    kib = (constants + written) / 1024
     figure, axes = new_figure(title, (8.6, 3.6), ncols=2, sharey=True)
     for axis, x in zip(axes, (bits, kib), strict=True):
         error = 100 * np.sqrt(accuracy * (1 - accuracy) / images)
@@ -36,7 +37,8 @@ def embedded_figure(table: "pl.DataFrame", path: str | Path, title: str, images:
         axis.scatter(
             x[moved], 100 * rounded[moved], facecolors="none", edgecolors=ORANGE, label="rounded alone", zorder=3
         )
-        axis.axhline(100 * exact, color=GREY, linestyle="--", label="float32")
+        for exact, label, style in zip(accuracy[~whole], ("float32", "float32, trained on"), ("--", ":"), strict=False):
+            axis.axhline(100 * exact, color=GREY, linestyle=style, label=label)
     for size in np.unique(kib[order]):  # widths that are stored alike share a place
         here = order[kib[order] == size]
         text = ", ".join(str(int(width)) for width in bits[here])
@@ -45,5 +47,36 @@ def embedded_figure(table: "pl.DataFrame", path: str | Path, title: str, images:
     axes[0].set_xlabel("bits of a weight")
     axes[0].set_xticks(bits[order])
     axes[1].set_xlabel("static memory of the C (KiB), bits beside")
+    axes[0].legend(fontsize=8, frameon=False)
+    return save(figure, path)
+
+
+def bits_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws the test accuracy of finalists against the width of their weights, and against the bytes of their C.
+
+    The table has one row for each finalist, width and training: `finalist`, `bits` (0 of float weights), `epochs` (0
+    where it was rounded alone), `test_accuracy`, `constant_bytes` and `written_bytes` (null or NaN of float weights).
+    """
+    wanted = ("finalist", "bits", "epochs", "test_accuracy", "constant_bytes", "written_bytes")
+    names, bits, epochs, accuracy, constants, written = numeric_columns(table, wanted)
+    kib = (constants + written) / 1024
+    places = {width: place for place, width in enumerate(sorted(set(bits[bits > 0].tolist())))} | {0.0: -1.0}
+    places[0.0] = len(places) - 1.0
+    figure, axes = new_figure(title, (9.6, 4.0), ncols=2, sharey=True)
+    for name, colour in zip(dict.fromkeys(names.tolist()), itertools.cycle((BLUE, ORANGE, GREEN, RED, GREY))):
+        for longer in (False, True):
+            here = np.flatnonzero((names == name) & ((epochs > 0) == longer))
+            here = here[np.argsort([places[own] for own in bits[here]])]
+            style: dict[str, Any] = {"color": colour, "marker": "o", "linestyle": "-" if longer else ":"}
+            style["markerfacecolor"] = colour if longer else "none"
+            x = [places[own] for own in bits[here]]
+            axes[0].plot(x, 100 * accuracy[here], label=name if longer == (epochs > 0).any() else None, **style)
+            whole = here[bits[here] > 0]
+            whole = whole[np.argsort(kib[whole])]
+            axes[1].plot(kib[whole], 100 * accuracy[whole], **style)
+    axes[0].set_xticks(list(places.values()), [f"{own:.0f}" if own else "float" for own in places])
+    axes[0].set_xlabel("bits of a weight (dotted, open: rounded alone; filled: trained on)")
+    axes[0].set_ylabel("test accuracy (%)")
+    axes[1].set_xlabel("static memory of the C (KiB)")
     axes[0].legend(fontsize=8, frameon=False)
     return save(figure, path)

@@ -167,6 +167,28 @@ def embedded_markdown(table: "pl.DataFrame") -> str:
     return markdown_table(shown, shown.columns)
 
 
+def bits_markdown(table: "pl.DataFrame") -> str:
+    """Finalists at every width as Markdown, with means; the table is `pipeline.weight_bits.compare_bits`'s."""
+    import polars as pl
+
+    how = (
+        pl.when(pl.col("epochs") > 0).then(pl.format("trained on, {} epochs", "epochs")).otherwise(pl.lit("as it was"))
+    )
+    accuracies = [(100 * pl.col(f"{split}_accuracy").mean()).round(2).alias(f"{split} %")
+                  for split in ("validation", "test")]  # fmt: skip
+    rows = table.with_columns(
+        pl.when(pl.col("bits") > 0).then(pl.format("int{}", "bits")).otherwise(pl.lit("float32")).alias("weights"),
+        how.alias("how"),
+    )
+    means = rows.group_by("weights", "how", maintain_order=True).agg(pl.len().alias("finalists"), *accuracies)
+    each = rows.select(
+        "finalist", "genotype", "weights", "how",
+        *((100 * pl.col(f"{split}_accuracy")).round(2).alias(f"{split} %") for split in ("validation", "test")),
+        pl.col("constant_bytes").alias("bytes of constants"), pl.col("written_bytes").alias("bytes written to"),
+    )  # fmt: skip
+    return f"{markdown_table(means, means.columns)}\n{markdown_table(each, each.columns)}"
+
+
 def processors_markdown(table: "pl.DataFrame") -> str:
     """What the C takes of microcontrollers as Markdown; the table is `pipeline.embed.embed_model`'s."""
     import polars as pl

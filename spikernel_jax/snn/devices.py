@@ -99,7 +99,7 @@ def device_of(text: str) -> Device:
 
 
 def needs(spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, limits: Collection[str] = LIMITS) -> dict[str, int]:
-    """What a network takes of some of `LIMITS`.
+    """What a network takes of some of `LIMITS`, with currents and membranes of 8 bits.
 
     Args:
       spec: the network.

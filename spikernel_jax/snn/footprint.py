@@ -5,7 +5,7 @@ room `embedded` writes it::
 
     constants   weights of 2, 4 or 8 bits, the least that holds them, each row of outputs ending with a whole byte;
                 7 bytes an output of every layer and norm (a multiplier, a shift, a bias); 2 a value of a pixel
-    written     membranes, feedbacks and currents of 2 bytes; spikes, a bit each, of whole words for each place;
+    written     membranes, feedbacks and currents of 1 or 2 bytes; spikes, a bit each, of whole words for each place;
                 sums and counts of the head of 4. Of what does not outlive a time step, as much as is alive at the
                 worst moment, for each type of C on its own.
 
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from spikernel_jax.snn.cost import checked_genotypes, pairs
 from spikernel_jax.snn.spec import CELLS, NetworkSpec
 
-_CURRENT, _WORD, _SUM = 2, 4, 4  # bytes of a current or membrane, of 32 spikes, of a sum
+_WORD, _SUM = 4, 4  # bytes of 32 spikes, of a sum
 _OF_OUTPUT = 7  # a multiplier of 2 bytes, a shift of 1, a bias of 4
 
 
@@ -37,13 +37,14 @@ def stored_bits(bits: int) -> int:
     return next(own for own in (2, 4, 8) if bits <= own)
 
 
-def footprints(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Footprint:
+def footprints(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8, width: int = 8) -> Footprint:
     """Bytes of the C of each genotype.
 
     Args:
       spec: the network.
       genotypes: codes [n, E], or [n, 2, E] for two cells of their own.
       bits: of a weight, 2 to 8.
+      width: of currents and membranes, 8 to 16.
 
     Raises:
       ValueError: on a wrong shape or width, or rows that are no cells of the space.
@@ -56,10 +57,11 @@ def footprints(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8) -> Footpr
       >>> int(found.constants[0]), int(found.written[0])
       (7386, 26024)
     """
-    if not (isinstance(bits, int | np.integer) and 2 <= bits <= 8):
-        raise ValueError(f"bits={bits!r} must be a whole number from 2 to 8")
+    for name, value, least, most in (("bits", bits, 2, 8), ("width", width, 8, 16)):
+        if not (isinstance(value, int | np.integer) and least <= value <= most):
+            raise ValueError(f"{name}={value!r} must be a whole number from {least} to {most}")
     rows = pairs(checked_genotypes(spec, genotypes))
-    found = [(_constants(spec, row, stored_bits(bits)), _written(spec, row)) for row in rows]
+    found = [(_constants(spec, row, stored_bits(bits)), _written(spec, row, 1 + (width > 8))) for row in rows]
     return Footprint(*np.array(found, np.int64).reshape(-1, 2).T)
 
 
@@ -78,8 +80,9 @@ _CURRENTS, _SPIKES, _SUMS = 0, 1, 2  # types of C, which share no memory
 class _Walk:
     """A network's instructions one after another, and when each buffer is first and last in use."""
 
-    def __init__(self, spec: NetworkSpec, genotype: Any):
+    def __init__(self, spec: NetworkSpec, genotype: Any, current: int):
         self.spec, self.genotype, self.sites = spec, genotype, spec.sites(genotype)
+        self.current = current  # bytes of a current or membrane
         self.now = 0
         self.kept = 0  # bytes that outlive a time step
         self.kinds: dict[str, int] = {}
@@ -94,11 +97,11 @@ class _Walk:
 
     def buffer(self, name: str, kind: int, places: int, channels: int) -> str:
         self.kinds[name] = kind
-        self.sizes[name] = places * (_CURRENT * channels, _WORD * -(-channels // 32), _SUM * channels)[kind]
+        self.sizes[name] = places * (self.current * channels, _WORD * -(-channels // 32), _SUM * channels)[kind]
         return name
 
     def fire(self, site: str, source: str, places: int, channels: int) -> None:
-        self.kept += _CURRENT * places * channels
+        self.kept += self.current * places * channels
         self.step(source, self.buffer(site, _SPIKES, places, channels))
 
     def cell(self, index: int, entry: str) -> str:
@@ -122,7 +125,7 @@ class _Walk:
                 self.step(read, *target)
             return len(reading)
 
-        self.kept += 3 * space.feedback * _CURRENT * places * channels
+        self.kept += 3 * space.feedback * self.current * places * channels
         for node in range(4):
             if node or space.feedback:
                 values[node] = own = self.buffer(f"{cell}.value{node}", _CURRENTS, places, channels)
@@ -170,8 +173,8 @@ class _Walk:
         return int(change.cumsum(1).max(1).sum())
 
 
-def _written(spec: NetworkSpec, genotype: Any) -> int:
-    walk = _Walk(spec, genotype)
+def _written(spec: NetworkSpec, genotype: Any, current: int) -> int:
+    walk = _Walk(spec, genotype, current)
     walk.network()
     inner = (layer.channels for name, layer in spec.layers(genotype).items() if name != "head.out")
     pooled = () if spec.head == "snasnet" else (spec.features,)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import device
 import scripts
-from embedded_models import CASES, images, model_of
+from embedded_models import CASES, images, model_of, narrowed
 from spikernel_jax import CellSpace, Layer, Model, NetworkSpec, Operation, chain, register_operation, save_model
 from spikernel_jax.embedded import build, c
 from spikernel_jax.embedded.lower import lower
@@ -22,17 +22,17 @@ from spikernel_jax.snn import network
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_c.py"
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
-BITS = [(name, bits) for name in COMPILERS[:1] for bits in (4, 2)]
+OTHERS = [(name, bits, made) for name in COMPILERS[:1] for bits, made in ((2, lower), (4, narrowed), (8, narrowed))]
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="no C compiler on this machine (gcc or clang)")
 SANITIZED = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover")
 
 
 @needs_compiler
-@pytest.mark.parametrize(("compiler", "bits"), [*((name, 6) for name in COMPILERS), *BITS])
+@pytest.mark.parametrize(("compiler", "bits", "made"), [*((own, 6, lower) for own in COMPILERS), *OTHERS])
 @pytest.mark.parametrize("name", CASES)
-def test_c_is_the_specification_to_the_bit(name, compiler, bits, tmp_path):
+def test_c_is_the_specification_to_the_bit(name, compiler, bits, made, tmp_path):
     """By each compiler; what the widths of memory do to the C does not depend on it."""
-    program = lower(model_of(name), bits=bits)
+    program = made(model_of(name), bits=bits)
     c.write(c.generate(program), tmp_path / "c")
     found = build.verify(program, tmp_path / "c", images(100), compiler)
     assert (found.spikes_BS.sum(0) > 0).all(), program.sites
@@ -54,10 +54,10 @@ def test_weights_are_packed_in_twos_complement(bits, out, rows, random):
 
 
 @needs_compiler
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize(("bits", "made"), [(8, lower), (2, lower), (4, narrowed)])
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_undefined_happens(name, bits, tmp_path):
-    program = lower(model_of(name), bits=bits)
+def test_nothing_undefined_happens(name, bits, made, tmp_path):
+    program = made(model_of(name), bits=bits)
     c.write(c.generate(program), tmp_path / "c")
     build.build(tmp_path / "c", tmp_path / "predict", COMPILERS[0], SANITIZED)
     hard = np.stack([np.zeros((9, 7, 2), np.uint8), np.full((9, 7, 2), 255, np.uint8), *images(6)])
@@ -101,9 +101,10 @@ def test_a_difference_is_found(tmp_path):
         build.verify(program, tmp_path / "c", images(50), COMPILERS[0])
 
 
+@pytest.mark.parametrize("made", [lower, narrowed])
 @pytest.mark.parametrize("name", CASES)
-def test_memory_is_what_is_said_and_is_shared(name):
-    program = lower(model_of(name))
+def test_memory_is_what_is_said_and_is_shared(name, made):
+    program = made(model_of(name))
     source = c.generate(program)
     text = source.files["spikernel.c"]
     sizes = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "int32_t": 4, "uint32_t": 4}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedded_models import CASES, VARIED, model_of
+from embedded_models import CASES, VARIED, model_of, narrowed
 from spikernel_jax import CellSpace, Model, NetworkSpec
 from spikernel_jax.embedded import c
 from spikernel_jax.embedded.lower import lower
@@ -16,11 +16,12 @@ from spikernel_jax.snn.footprint import footprints
 SPACES = (CellSpace((1, 3)), CellSpace(operations=VARIED, direct="any"), CellSpace((1, 3), feedback=True))
 
 
-@pytest.mark.parametrize("bits", [8, 5, 3, 2])
+@pytest.mark.parametrize(("bits", "width"), [(8, 16), (5, 16), (3, 16), (2, 9), (8, 8), (4, 8)])
 @pytest.mark.parametrize("name", CASES)
-def test_bytes_are_those_of_the_c(name, bits):
+def test_bytes_are_those_of_the_c(name, bits, width):
     model = model_of(name)
-    source, found = c.generate(lower(model, bits)), footprints(model.spec, [model.genotype], bits)
+    program = narrowed(model, bits) if width == 8 else lower(model, bits, width)
+    source, found = c.generate(program), footprints(model.spec, [model.genotype], bits, width)
     assert found.constants.tolist() == [source.constant_bytes]
     assert found.written.tolist() == [source.written_bytes]
 
@@ -33,7 +34,7 @@ def test_bytes_of_any_cell(space, seed, channels, head):
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), spec, tuple(row.tolist())))
     params, stats = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, leaf.dtype), shapes)
     source = c.generate(lower(Model(spec, tuple(row.tolist()), params, stats, (0.5,), (0.3,)), 4))
-    found = footprints(spec, row[None], 4)
+    found = footprints(spec, row[None], 4, 16)
     assert found.constants[0] == source.constant_bytes
     # Where buffers of different sizes do not pack without gaps, the C takes a little more than is alive at once.
     assert source.written_bytes == pytest.approx(found.written[0], rel=0.02)

@@ -11,19 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import device
-from embedded_models import CASES, LEARNING, images, model_of
+from embedded_models import CASES, LEARNING, images, model_of, narrowed
 from spikernel_jax import CellSpace, Model, NeuronSpec, Operation, register_operation
 from spikernel_jax.embedded import bounds
-from spikernel_jax.embedded.integer import run
+from spikernel_jax.embedded.calibration import calibrated
+from spikernel_jax.embedded.integer import bits_needed, run
 from spikernel_jax.embedded.lower import lower, scale_of
-from spikernel_jax.embedded.program import Convolve
+from spikernel_jax.embedded.program import Convolve, Fire
 from spikernel_jax.snn import network, neurons
 
 
-@pytest.mark.parametrize("bits", [8, 3])
+@pytest.mark.parametrize(("bits", "made"), [(8, lower), (3, narrowed)])
 @pytest.mark.parametrize("name", CASES)
-def test_jax_is_the_device_to_the_bit_and_within_its_bounds(name, bits):
-    program, given = lower(model_of(name), bits=bits), images(3)
+def test_jax_is_the_device_to_the_bit_and_within_its_bounds(name, bits, made):
+    program, given = made(model_of(name), bits=bits), images(3)
     found = run(program, given, batch_size=2)
     intervals = bounds.check(program)
     for number, image in enumerate(given):
@@ -33,7 +34,7 @@ def test_jax_is_the_device_to_the_bit_and_within_its_bounds(name, bits):
         for buffer, (low, high) in seen.items():
             assert (intervals[buffer].low <= low).all(), buffer
             assert (high <= intervals[buffer].high).all(), buffer
-    assert all(own.sum() for own in found.spikes.values())
+    assert all(own.sum() for site, own in found.spikes.items() if made is lower or site != "head")
     weights = [own.weights for own in (*program.once, *program.step) if isinstance(own, Convolve)]
     assert max(np.abs(own).max() for own in weights) == 2 ** (bits - 1) - 1
 
@@ -54,6 +55,48 @@ def test_eight_bits_are_nearly_the_float_network(name):
     spread = (logits - logits.mean(0)).std()  # of a class over the images
     assert np.abs(ours - logits).mean() < 0.5 * spread
     assert np.corrcoef((ours - ours.mean(0)).ravel(), (logits - logits.mean(0)).ravel())[0, 1] > 0.85
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_images_of_which_nothing_fires_silence_no_layer(name):
+    """Twice each threshold has room, whatever was calibrated on."""
+    model, given = model_of(name), images(32)
+    program = calibrated(model, np.zeros((1, 9, 7, 2), np.uint8), width=9)
+    for own in program.step:
+        if isinstance(own, Fire):
+            assert 2 * own.threshold <= 2**8, own.target
+            assert -(2**8) <= own.reset < 2**8
+    found, wide = run(program, given), run(lower(model), given)
+    for site, counts in wide.spikes.items():
+        assert found.spikes[site].sum() > 0.2 * counts.sum(), site
+
+
+def test_currents_of_eight_bits_are_nearly_those_of_sixteen():
+    """Where every image could be the worst they are not."""
+    model, given = model_of("sizes"), images(200)
+    wide, narrow, coarse = (
+        run(own, given).logits_BK * own.logit for own in (lower(model), narrowed(model), lower(model, width=8))
+    )
+    error, coarser = (np.abs(own - wide).mean() / wide.std(0).mean() for own in (narrow, coarse))
+    assert error < 0.3
+    assert coarser > 2 * error
+
+
+def test_bits_needed_are_counted():
+    program, given = lower(model_of("sizes")), images(3)
+    needed, seen = bits_needed(program, given, 0.0), {}
+    for image in given:
+        for name, (low, high) in device.run(program, image)[2].items():
+            seen[name] = max(seen.get(name, 0), int(max(high.max(), -low.min() - 1)))
+    assert set(needed) == {name for name, own in program.buffers.items() if 1 < own.bits <= 16 and name != "image"}
+    assert needed == {name: seen[name].bit_length() for name in needed}
+    assert all(own <= needed[name] for name, own in bits_needed(program, given, 0.2).items())
+    assert bits_needed(program, given, 0.2) != needed
+
+
+def test_no_images_to_calibrate_on():
+    with pytest.raises(ValueError, match="no images to calibrate on"):
+        calibrated(model_of("sizes"), images(1)[:0])
 
 
 def test_a_narrow_buffer_is_found_out():

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ import pytest
 import scripts
 from spikernel_jax import costs, evaluate, load_dataset, load_model
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.embedded import boards, c
+from spikernel_jax.embedded import boards, c, integer
+from spikernel_jax.embedded.calibration import calibrated
 from spikernel_jax.embedded.lower import lower
 from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.pipeline import fitting, weight_bits
 from spikernel_jax.snn.network import parameter_count
 
 pytestmark = pytest.mark.slow
@@ -308,18 +311,20 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
     shutil.copytree(explored[0], out)
     printed = run("embed", "--out", str(out), "--widths", "8", "3", "--images", "16", "--tune", "1")
     table = pl.read_parquet(out / "tables" / "embedded.parquet")
-    assert table["what"].to_list() == ["float32", "int8", "int3"]
+    longer = ["float32, trained on"] * bool(table["tuned_epochs"].sum())
+    assert table["what"].to_list() == ["float32", *longer, "int8", "int3"]
     name = RunFolder.open(out).summary()["chosen"]["name"]
     model = load_model(out / "finalists" / name / "checkpoint")
     for row in table.iter_rows(named=True):
-        if row["what"] == "float32":
+        if row["bits"] == 32:
             continue
         folder = out / "tuning" / f"{name}-int{row['bits']}-1"
         assert row["tuned_epochs"] in (0, int(folder.exists()))
-        program = lower(model, row["bits"])
+        program = lower(model, row["bits"], 8)
         images = 16 if shutil.which("gcc") else 0
         assert row["verified_images"] == images
-        assert row["constant_bytes"] == c.generate(program).constant_bytes
+        source = c.generate(program)
+        assert (row["constant_bytes"], row["written_bytes"]) == (source.constant_bytes, source.written_bytes)
     report = (out / "report.md").read_text()
     assert "On a device: the chosen model in integers" in report
     on_boards = pl.read_parquet(out / "tables" / "processors.parquet")
@@ -338,6 +343,53 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
         "int4", "float32.stablehlo", "float32.nir", "manifest.json",
     }  # fmt: skip
     assert pl.read_parquet(out / "tables" / "embedded.parquet")["verified_images"].to_list() == [0, 0]
+
+
+def test_finalists_at_every_width(run, explored, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(explored[0], out)
+    command = ("weight_bits", "--out", str(out), "--widths", "8", "2", "--tune", "1")
+    run(*command)
+    path = out / "tables" / "weight_bits.parquet"
+    table = pl.read_parquet(path)
+    names = set(table["finalist"])
+    assert len(names) == len(set(pl.read_parquet(out / "tables" / "finalists.parquet")["genotype"]))
+    assert table.select("bits", "epochs").unique().height == 6
+    assert len(table) == 6 * len(names)
+    data = load_dataset("mnist5k", limit_train=64, limit_validation=32, limit_test=32)
+    job: Any = types.SimpleNamespace(data=data, run=RunFolder.open(out), say=print)
+    for row in table.iter_rows(named=True):
+        model = load_model(out / "finalists" / row["finalist"] / "checkpoint")
+        if row["epochs"]:
+            model = fitting.trained_on(job, row["finalist"], model, row["bits"], 1)  # is there, and so not trained
+        if row["bits"]:
+            program = calibrated(model, data.train.images, row["bits"])
+            found = [np.mean(integer.run(program, own.images).logits_BK.argmax(1) == own.labels)
+                     for own in (data.validation, data.test)]  # fmt: skip
+        else:
+            found = [evaluate(model, own) for own in (data.validation, data.test)]
+        assert [row["validation_accuracy"], row["test_accuracy"]] == pytest.approx(found)
+    assert (out / "figures" / "weight_bits.png").stat().st_size > 1000
+    assert "int2" in (out / "weight_bits.md").read_text()
+    # Once more: nothing is trained again, and a row that is lacking is made.
+    shutil.rmtree(out / "tuning")
+    (out / "tuning").write_text("no folder: nothing can be trained")
+    RunFolder.open(out).write_table("weight_bits", table.filter((pl.col("epochs") > 0) | (pl.col("bits") == 8)))
+    run(*command)
+    assert pl.read_parquet(path).equals(table)
+
+
+def test_test_images_that_were_trained_on_are_refused(explored, monkeypatch):
+    data = load_dataset("mnist5k", limit_train=64, limit_validation=32, limit_test=32)
+    job: Any = types.SimpleNamespace(data=data)
+    assert weight_bits.test_images(job, None, None).split is data.test
+    other = dataclasses.replace(data, name="other", test=data.validation)
+    monkeypatch.setattr(weight_bits, "load_dataset", lambda name, folder: other)
+    with pytest.raises(ValueError, match="--test other: the run trains on or chooses by 32 of its test images"):
+        weight_bits.test_images(job, "other", None)
+    other = dataclasses.replace(data, name="other", num_classes=7)
+    with pytest.raises(ValueError, match="images of 28 x 28 x 1 in 7 classes, where the run's mnist5k has"):
+        weight_bits.test_images(job, "other", None)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 /* What instructions call. A marker names each function and those that it calls.
 
-   Currents are int16_t, sums int32_t. Spikes are bits of uint32_t words, (channels + 31) / 32 to a place, channel 0 the
-   lowest bit of the first. Arrays are row by row, channels last. */
+   Currents and membranes are current_t, sums int32_t. Spikes are bits of uint32_t words, (channels + 31) / 32 to a
+   place, channel 0 the lowest bit of the first. Arrays are row by row, channels last. */
 
 //// scaled
 /* x * multiplier / 2^shift, rounded half up; bounds are proven before this is written. */
@@ -74,18 +74,28 @@ static inline void add_times(const weights_t *row, int count, int32_t value)
     }
 }
 
-//// finish
+//// stored
+/* A value as a current keeps it: the nearest that it can say. */
+static inline current_t stored(int32_t value)
+{
+#if CLIPS
+    value = value < LEAST ? LEAST : value > MOST ? MOST : value;
+#endif
+    return (current_t)value;
+}
+
+//// finish: stored
 /* Sums of one place, scaled, to where they belong. */
-static void finish(int16_t *target, int out, const int16_t *m, const uint8_t *s, const int32_t *bias, int add)
+static void finish(current_t *target, int out, const int16_t *m, const uint8_t *s, const int32_t *bias, int add)
 {
     for (int o = 0; o < out; o++) {
         int32_t value = scaled(sums[o], m[o], s[o]) + bias[o];
-        target[o] = (int16_t)(add ? target[o] + value : value);
+        target[o] = stored(add ? target[o] + value : value);
     }
 }
 
-//// convolve_image: scaled finish weights
-static void convolve_image(const uint8_t *image, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+//// convolve_image: scaled stored finish weights
+static void convolve_image(const uint8_t *image, current_t *target, int h, int w, int c, int out, int kh, int kw,
                            int apart, int stride, const weights_t *weights, const int16_t *m, const uint8_t *s,
                            const int32_t *bias, int add)
 {
@@ -110,8 +120,8 @@ static void convolve_image(const uint8_t *image, int16_t *target, int h, int w, 
     }
 }
 
-//// convolve_spikes: scaled finish weights lowest
-static void convolve_spikes(const uint32_t *spikes, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+//// convolve_spikes: scaled stored finish weights lowest
+static void convolve_spikes(const uint32_t *spikes, current_t *target, int h, int w, int c, int out, int kh, int kw,
                             int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                             const int32_t *bias, int add)
 {
@@ -143,8 +153,8 @@ static void convolve_spikes(const uint32_t *spikes, int16_t *target, int h, int 
     }
 }
 
-//// convolve_currents: scaled finish weights
-static void convolve_currents(const int16_t *source, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+//// convolve_currents: scaled stored finish weights
+static void convolve_currents(const current_t *source, current_t *target, int h, int w, int c, int out, int kh, int kw,
                               int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                               const int32_t *bias, int add)
 {
@@ -169,8 +179,8 @@ static void convolve_currents(const int16_t *source, int16_t *target, int h, int
     }
 }
 
-//// depthwise_spikes: scaled finish weights lowest
-static void depthwise_spikes(const uint32_t *spikes, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+//// depthwise_spikes: scaled stored finish weights lowest
+static void depthwise_spikes(const uint32_t *spikes, current_t *target, int h, int w, int c, int out, int kh, int kw,
                              int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                              const int32_t *bias, int add)
 {
@@ -200,8 +210,8 @@ static void depthwise_spikes(const uint32_t *spikes, int16_t *target, int h, int
     }
 }
 
-//// depthwise_currents: scaled finish weights
-static void depthwise_currents(const int16_t *source, int16_t *target, int h, int w, int c, int out, int kh, int kw,
+//// depthwise_currents: scaled stored finish weights
+static void depthwise_currents(const current_t *source, current_t *target, int h, int w, int c, int out, int kh, int kw,
                                int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                                const int32_t *bias, int add)
 {
@@ -225,28 +235,28 @@ static void depthwise_currents(const int16_t *source, int16_t *target, int h, in
     }
 }
 
-//// affine: scaled
-static void affine(const int16_t *source, int16_t *target, int places, int c, const int16_t *m, const uint8_t *s,
+//// affine: scaled stored
+static void affine(const current_t *source, current_t *target, int places, int c, const int16_t *m, const uint8_t *s,
                    const int32_t *bias)
 {
     for (int i = 0; i < places; i++) {
         for (int k = 0; k < c; k++, source++, target++) {
-            *target = (int16_t)(scaled(*source, m[k], s[k]) + bias[k]);
+            *target = stored(scaled(*source, m[k], s[k]) + bias[k]);
         }
     }
 }
 
-//// shift_currents
-static void shift_currents(const int16_t *source, int16_t *target, int places, int c, int times, int add)
+//// shift_currents: stored
+static void shift_currents(const current_t *source, current_t *target, int places, int c, int times, int add)
 {
     for (int i = 0; i < places * c; i++) {
         int32_t value = (int32_t)source[i] * times;
-        target[i] = (int16_t)(add ? target[i] + value : value);
+        target[i] = stored(add ? target[i] + value : value);
     }
 }
 
-//// shift_spikes: lowest
-static void shift_spikes(const uint32_t *spikes, int16_t *target, int places, int c, int times, int add)
+//// shift_spikes: stored lowest
+static void shift_spikes(const uint32_t *spikes, current_t *target, int places, int c, int times, int add)
 {
     int words = (c + 31) / 32;
     if (!add) {
@@ -256,16 +266,16 @@ static void shift_spikes(const uint32_t *spikes, int16_t *target, int places, in
         for (int k = 0; k < words; k++) {
             uint32_t word = spikes[i * words + k];
             while (word) {
-                int16_t *own = target + i * c + 32 * k + lowest(word);
-                *own = (int16_t)(*own + times);
+                current_t *own = target + i * c + 32 * k + lowest(word);
+                *own = stored(*own + times);
                 word &= word - 1u;
             }
         }
     }
 }
 
-//// average_currents: scaled
-static void average_currents(const int16_t *source, int16_t *target, int h, int w, int c, int window, int m, int s,
+//// average_currents: scaled stored
+static void average_currents(const current_t *source, current_t *target, int h, int w, int c, int window, int m, int s,
                              int add)
 {
     for (int y = 0; y < h; y++) {
@@ -283,14 +293,14 @@ static void average_currents(const int16_t *source, int16_t *target, int h, int 
             }
             for (int k = 0; k < c; k++) {
                 int32_t value = scaled(sums[k], m, s);
-                target[k] = (int16_t)(add ? target[k] + value : value);
+                target[k] = stored(add ? target[k] + value : value);
             }
         }
     }
 }
 
-//// average_spikes: scaled lowest
-static void average_spikes(const uint32_t *spikes, int16_t *target, int h, int w, int c, int window, int m, int s,
+//// average_spikes: scaled stored lowest
+static void average_spikes(const uint32_t *spikes, current_t *target, int h, int w, int c, int window, int m, int s,
                            int add)
 {
     int words = (c + 31) / 32;
@@ -313,14 +323,14 @@ static void average_spikes(const uint32_t *spikes, int16_t *target, int h, int w
             }
             for (int k = 0; k < c; k++) {
                 int32_t value = scaled(sums[k], m, s);
-                target[k] = (int16_t)(add ? target[k] + value : value);
+                target[k] = stored(add ? target[k] + value : value);
             }
         }
     }
 }
 
-//// maximum: lowest
-static void maximum(const uint32_t *spikes, int16_t *target, int h, int w, int c, int window, int times, int add)
+//// maximum: stored lowest
+static void maximum(const uint32_t *spikes, current_t *target, int h, int w, int c, int window, int times, int add)
 {
     int words = (c + 31) / 32;
     for (int y = 0; y < h; y++) {
@@ -338,8 +348,8 @@ static void maximum(const uint32_t *spikes, int16_t *target, int h, int w, int c
                     }
                 }
                 while (word) {
-                    int16_t *own = target + 32 * k + lowest(word);
-                    *own = (int16_t)(*own + times);
+                    current_t *own = target + 32 * k + lowest(word);
+                    *own = stored(*own + times);
                     word &= word - 1u;
                 }
             }
@@ -347,14 +357,14 @@ static void maximum(const uint32_t *spikes, int16_t *target, int h, int w, int c
     }
 }
 
-//// halve: scaled
-static void halve(const int16_t *source, int16_t *target, int h, int w, int c)
+//// halve: scaled stored
+static void halve(const current_t *source, current_t *target, int h, int w, int c)
 {
     for (int y = 0; y + 1 < h; y += 2) {
         for (int x = 0; x + 1 < w; x += 2) {
-            const int16_t *upper = source + (y * w + x) * c, *lower = upper + w * c;
+            const current_t *upper = source + (y * w + x) * c, *lower = upper + w * c;
             for (int k = 0; k < c; k++, target++) {
-                *target = (int16_t)scaled((int32_t)upper[k] + upper[k + c] + lower[k] + lower[k + c], 1, 2);
+                *target = stored(scaled((int32_t)upper[k] + upper[k + c] + lower[k] + lower[k + c], 1, 2));
             }
         }
     }
@@ -392,16 +402,16 @@ static void multiply(const int32_t *source, int in, int out, const weights_t *we
     }
 }
 
-//// linear_16: scaled finish weights multiply
-static void linear_16(const int32_t *source, int16_t *target, int in, int out, const weights_t *weights,
+//// linear_currents: scaled stored finish weights multiply
+static void linear_currents(const int32_t *source, current_t *target, int in, int out, const weights_t *weights,
                       const int16_t *m, const uint8_t *s, const int32_t *bias)
 {
     multiply(source, in, out, weights);
     finish(target, out, m, s, bias, 0);
 }
 
-//// linear_32: scaled weights multiply
-static void linear_32(const int32_t *source, int32_t *target, int in, int out, const weights_t *weights,
+//// linear_sums: scaled weights multiply
+static void linear_sums(const int32_t *source, int32_t *target, int in, int out, const weights_t *weights,
                       const int16_t *m, const uint8_t *s, const int32_t *bias)
 {
     multiply(source, in, out, weights);
@@ -410,9 +420,9 @@ static void linear_32(const int32_t *source, int32_t *target, int in, int out, c
     }
 }
 
-//// fire: scaled
+//// fire: scaled stored
 /* A LIF layer; how many neurons fired. */
-static int32_t fire(const int16_t *source, uint32_t *spikes, int16_t *membrane, int places, int c, int leak,
+static int32_t fire(const current_t *source, uint32_t *spikes, current_t *membrane, int places, int c, int leak,
                     int shift, int threshold, int reset, int soft)
 {
     int words = (c + 31) / 32;
@@ -426,7 +436,7 @@ static int32_t fire(const int16_t *source, uint32_t *spikes, int16_t *membrane, 
                 fired++;
                 v = soft ? v - threshold : reset;
             }
-            *membrane = (int16_t)v;
+            *membrane = stored(v);
         }
     }
     return fired;

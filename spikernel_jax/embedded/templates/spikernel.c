@@ -4,6 +4,10 @@
 #include <string.h>
 
 #define STORED_BITS @stored@ /* of a weight */
+#define CLIPS @clips@        /* whether currents and membranes are brought to what they can say */
+#define LEAST (@least@)
+#define MOST @most@
+typedef @current@ current_t;
 
 @constants@
 
