@@ -29,10 +29,12 @@ CASES = {  # space, cell, what else
                   {"norm": "over_time", "neuron": NeuronSpec(v_threshold=0.6, v_reset=-0.2)}),
 }  # fmt: skip
 
+SILENT = {"silent": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3 2>3:conv3", {})}  # nothing leads to node 2
+
 
 def model_of(name: str, seed: int = 0) -> Model:
     """A network whose norms and neurons have learned something, of 9 by 7 images."""
-    space, cell, fields = CASES[name]
+    space, cell, fields = (CASES | SILENT)[name]
     given: dict[str, Any] = {"channels": 3, "time_steps": 3, "head_hidden": 5, "neurons_per_class": 2} | fields
     spec = NetworkSpec((9, 7, 2), 4, space, **given)
     row = space.sample(jax.random.key(5), 1)[0] if cell is None else space.parse(cell)

@@ -1,10 +1,10 @@
 """A model as a graph of the Neuromorphic Intermediate Representation (Pedersen et al., 2024, arXiv 2311.14641).
 
 Inputs of a node of the graph are summed, so skips and parallel edges are edges that meet; where currents meet that are
-read more than once, a scale of 1 stands. Batch norm is folded into convolutions; one without a convolution before it is
-a convolution of 1 by 1, channel by channel. Images are channels first. A time step is NIR's dt of 1, and neurons are
-updated in the order of the layers, within it; all membranes begin at 0. A graph says nothing of the mean over time that
-the logits are.
+read more than once, a scale of 1 stands, and one of 0 where none meet. Batch norm is folded into convolutions; one
+without a convolution before it is a convolution of 1 by 1, channel by channel. Images are channels first. A time step
+is NIR's dt of 1, and neurons are updated in the order of the layers, within it; all membranes begin at 0. A graph says
+nothing of the mean over time that the logits are.
 """
 
 from collections.abc import Sequence
@@ -124,10 +124,15 @@ class _Builder:
         held = spec.held(self.model.genotype, index)
         values = {0: entry}
         for node in range(4):
+            sources = [source for source in range(node) if (source, node) in held]
+            if not sources and 0 < node < 3 and all(source != node for source, _ in held):
+                continue  # nothing leads to it, or from it
             if node:
                 values[node] = name = f"{cell}.value{node}"
-                self.add(name, nir.Scale(np.ones((channels, *size), np.float32)))
-                for source in (source for source in range(node) if (source, node) in held):
+                self.add(name, nir.Scale(np.full((channels, *size), float(bool(sources)), np.float32)))
+                if not sources:
+                    self.edges.append((entry, name))  # times 0, for every node needs an input
+                for source in sources:
                     self.edge(index, cell, (source, node), held[source, node], values[source], name)
             for reader in spec.readers:
                 if (site := reader.site(cell, node)) in self.sites:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import nir_machine
-from embedded_models import CASES, images, model_of
+from embedded_models import CASES, SILENT, images, model_of
 from spikernel_jax.data import normalise
 from spikernel_jax.embedded.nir_graph import graph_of
 from spikernel_jax.snn import network
@@ -17,7 +17,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED])
+@pytest.mark.parametrize("name", [name for name in CASES | SILENT if name not in REFUSED])
 def test_a_graph_that_is_read_back_fires_as_the_model(name, tmp_path):
     model = model_of(name)
     nir.write(tmp_path / "model.nir", graph_of(model))
