@@ -73,11 +73,11 @@ def made(own, x, shape):
 
 
 def run(program, image):
-    """Logits, spike counts [T] by site, and the least and greatest values of each buffer's channels."""
+    """Logits, spike counts [T] by site, least and greatest values of each buffer's channels, spikes by place [H, W]."""
     channels = range(image.shape[-1])
     now = {name: np.zeros(buffer.shape, np.int64) for name, buffer in program.buffers.items()}
     now["image"] = np.stack([program.table[image[..., c], c] for c in channels], -1)
-    seen, counts = {}, {site: [] for site in program.sites}
+    seen, counts, places = {}, {site: [] for site in program.sites}, {}
 
     def write(name, values):
         buffer = program.buffers[name]
@@ -103,6 +103,7 @@ def run(program, image):
                 write(own.state, np.where(fired, v - own.threshold if own.soft else own.reset, v))
                 write(own.target, fired.astype(np.int64))
                 counts[own.target].append(int(fired.sum()))
+                places[own.target] = places.get(own.target, 0) + fired.sum(-1)
             else:
                 y = made(own, now[own.source], program.buffers[own.target].shape)
                 write(own.target, now[own.target] + y if own.add else y)
@@ -112,4 +113,4 @@ def run(program, image):
     for _ in range(program.time_steps):
         go(program.step)
     go(program.end)
-    return now["logits"][0, 0], counts, seen
+    return now["logits"][0, 0], counts, seen, places

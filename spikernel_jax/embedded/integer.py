@@ -25,6 +25,7 @@ class Result(NamedTuple):
 
     logits_BK: np.ndarray  # int32, in units of `Program.logit`
     spikes: dict[str, np.ndarray]  # of each image and time step, [T, B] by LIF site
+    places: dict[str, np.ndarray]  # of a mean image over all time steps and channels, [H, W] by LIF site
 
 
 def run(program: Program, images_BHWC: Any, batch_size: int = 256) -> Result:
@@ -41,9 +42,17 @@ def run(program: Program, images_BHWC: Any, batch_size: int = 256) -> Result:
     Raises:
       ValueError: where images are not uint8, or of another shape.
     """
-    parts = list(_batches(program, images_BHWC, batch_size, None))
-    logits_BK = np.concatenate([logits for logits, _, _ in parts])
-    return Result(logits_BK, {site: np.concatenate([own[site] for _, own, _ in parts], 1) for site in program.sites})
+    logits, spikes, places = [], {site: [] for site in program.sites}, dict.fromkeys(program.sites, np.zeros(()))
+    for some, fired, _ in _batches(program, images_BHWC, batch_size, None):
+        logits.append(some)
+        for site, own_TBHW in fired.items():
+            spikes[site].append(own_TBHW.sum((2, 3)))
+            places[site] = places[site] + own_TBHW.sum((0, 1), np.float64)
+    return Result(
+        np.concatenate(logits),
+        {site: np.concatenate(own, 1) for site, own in spikes.items()},
+        {site: own / len(images_BHWC) for site, own in places.items()},
+    )
 
 
 def bits_needed(program: Program, images_BHWC: Any, share: float) -> dict[str, int]:
@@ -73,7 +82,7 @@ def _more_than(values: Array) -> tuple[Array, Array]:
 
 
 def _batches(program: Program, images_BHWC: Any, batch_size: int, observe: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Logits, spikes and what was observed, of so many images at a time."""
+    """Logits, spikes by time step and place, and what was observed, of so many images at a time."""
     images = np.asarray(images_BHWC)
     if images.dtype != np.uint8 or images.shape[1:] != program.buffers["image"].shape:
         want = f"uint8 [B, {', '.join(map(str, program.buffers['image'].shape))}]"
@@ -107,7 +116,7 @@ def _forward(program: Program, observe: Any, images_BHWC: Array) -> tuple[Array,
 
     def step(kept: Values, _: None) -> tuple[Values, tuple[dict[str, Array], Any]]:
         then, records = _go(program, program.step, static | kept, observe)
-        counts = {site: then[site].sum((1, 2, 3)) for site in program.sites}
+        counts = {site: then[site].sum(3) for site in program.sites}
         return {name: then[name] for name in kept}, (counts, records)
 
     kept, (spikes, during) = lax.scan(step, {name: now[name] for name in kept}, None, length=program.time_steps)

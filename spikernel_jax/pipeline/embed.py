@@ -24,6 +24,7 @@ from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.summary import write_summary_report
 from spikernel_jax.report import device_figures
 from spikernel_jax.snn import devices
+from spikernel_jax.snn.cost import energy_nj, synaptic_operations
 from spikernel_jax.snn.model import Model
 from spikernel_jax.training.checkpoint import load_model
 from spikernel_jax.training.evaluation import evaluate, measure_spikes
@@ -146,12 +147,14 @@ def _written(job: Job, fitted: Fitted, folder: Path, settings: Settings) -> tupl
     if len(some):
         build.verify(program, folder, some, settings.compiler)
         measured = _on_processors(job, name, program, folder, some[:_EMULATED])
+    synops = synaptic_operations(model.spec, model.genotype, found.places)
     row = {
         "what": name,
         "bits": bits,
         "validation_accuracy": validated,
         "test_accuracy": fitting.accuracy(tested, data.test),
-        "spikes": float(sum(own.sum() for own in found.spikes.values()) / len(data.validation.labels)),
+        "spikes": float(sum(own.sum() for own in found.places.values())),
+        "energy_nj": energy_nj(model.spec, model.genotype, synops, integers=True),
         "constant_bytes": source.constant_bytes,
         "written_bytes": source.written_bytes,
         "verified_images": len(some),
@@ -185,11 +188,14 @@ def _fitting(model: Model, bits: int) -> str:
 
 
 def _of_float(job: Job, model: Model, what: str) -> dict[str, Any]:
-    spikes = sum(own.sum() for own in measure_spikes(model, job.data.validation).values())
+    places = measure_spikes(model, job.data.validation)
+    spikes = sum(own.sum() for own in places.values())
+    synops = synaptic_operations(model.spec, model.genotype, places)
     parameters = sum(np.size(leaf) for own in model.params.values() for leaf in own.values())
     return {
         "what": what, "bits": 32, "validation_accuracy": evaluate(model, job.data.validation),
-        "test_accuracy": evaluate(model, job.data.test), "spikes": float(spikes), "constant_bytes": 4 * parameters,
+        "test_accuracy": evaluate(model, job.data.test), "spikes": float(spikes),
+        "energy_nj": energy_nj(model.spec, model.genotype, synops), "constant_bytes": 4 * parameters,
         "written_bytes": None, "verified_images": 0, "fits": "", "tuned_epochs": 0, "rounded_accuracy": None,
     }  # fmt: skip
 

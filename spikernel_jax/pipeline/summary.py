@@ -6,6 +6,8 @@ from spikernel_jax.cells.kernels import kernel_set_text
 from spikernel_jax.data import dataset_info
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.report import pages
+from spikernel_jax.snn.breakdown import NOT_COUNTED
+from spikernel_jax.snn.cost import PJ_PER_INTEGER_MAC, PJ_PER_INTEGER_SYNOP, PJ_PER_MAC, PJ_PER_SYNOP
 
 
 def write_summary_report(job: Job) -> Path:
@@ -74,7 +76,13 @@ def write_summary_report(job: Job) -> Path:
     ]
     if embedded:
         table = run.read_table("embedded", "experiments/embed.py", ("what", "validation_accuracy"))
-        sections.append(("On a device: the chosen model in integers", pages.embedded_markdown(table)))
+        energy = (
+            f"Energy is counted, not measured, by 45 nm figures: {PJ_PER_MAC} pJ a MAC and {PJ_PER_SYNOP} pJ a "
+            f"synaptic operation of floats, {PJ_PER_INTEGER_MAC} and {PJ_PER_INTEGER_SYNOP} of 32-bit integers. "
+            f"Not counted: {NOT_COUNTED}."
+        )
+        title = "On a device: the chosen model in integers"
+        sections.append((title, f"{pages.embedded_markdown(table)}\n{energy}"))
         on_boards = run.read_table("processors", "experiments/embed.py", ("what", "instructions"))
         if len(on_boards):
             sections.append(("On a microcontroller, emulated", pages.processors_markdown(on_boards)))

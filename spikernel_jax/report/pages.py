@@ -158,6 +158,7 @@ def embedded_markdown(table: "pl.DataFrame") -> str:
         (100 * pl.col("validation_accuracy")).round(2).alias("validation %"),
         (100 * pl.col("test_accuracy")).round(2).alias("test %"),
         pl.col("spikes").round(0).alias("spikes an image"),
+        pl.col("energy_nj").round(1).alias("nJ an image"),
         pl.col("constant_bytes").alias("bytes of constants"),
         pl.col("written_bytes").alias("bytes written to"),
         pl.col("verified_images").alias("C verified on, images"),

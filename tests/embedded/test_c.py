@@ -84,7 +84,7 @@ def test_a_depthwise_convolution_may_read_currents(tmp_path):
     assert "depthwise_currents(" in (tmp_path / "c" / "spikernel.c").read_text()
     found = build.verify(program, tmp_path / "c", images(20), COMPILERS[0])
     assert (found.spikes_BS.sum(0) > 0).all()
-    logits, counts, _ = device.run(program, images(20)[0])
+    logits, counts, *_ = device.run(program, images(20)[0])
     assert logits.tolist() == found.logits_BK[0].tolist()
     assert [sum(counts[site]) for site in program.sites] == found.spikes_BS[0].tolist()
 

@@ -27,13 +27,17 @@ def test_jax_is_the_device_to_the_bit_and_within_its_bounds(name, bits, made):
     program, given = made(model_of(name), bits=bits), images(3)
     found = run(program, given, batch_size=2)
     intervals = bounds.check(program)
+    places = []
     for number, image in enumerate(given):
-        logits, counts, seen = device.run(program, image)
+        logits, counts, seen, fired = device.run(program, image)
+        places.append(fired)
         assert found.logits_BK[number].tolist() == logits.tolist()
         assert {site: own[:, number].tolist() for site, own in found.spikes.items()} == counts
         for buffer, (low, high) in seen.items():
             assert (intervals[buffer].low <= low).all(), buffer
             assert (high <= intervals[buffer].high).all(), buffer
+    for site, own in found.places.items():
+        np.testing.assert_allclose(own, np.mean([fired[site] for fired in places], 0))
     assert all(own.sum() for site, own in found.spikes.items() if made is lower or site != "head")
     weights = [own.weights for own in (*program.once, *program.step) if isinstance(own, Convolve)]
     assert max(np.abs(own).max() for own in weights) == 2 ** (bits - 1) - 1

@@ -315,6 +315,10 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
     assert table["what"].to_list() == ["float32", *longer, "int8", "int3"]
     name = RunFolder.open(out).summary()["chosen"]["name"]
     model = load_model(out / "finalists" / name / "checkpoint")
+    trained = pl.read_parquet(out / "tables" / "finalists.parquet").filter(pl.col("name") == name)
+    energies = table.filter(pl.col("what") == "float32")["energy_nj"]
+    assert energies[0] == pytest.approx(trained.filter(pl.col("seed") == model.metrics["seed"])["energy_nj"][0])
+    assert (table.filter(pl.col("bits") < 32)["energy_nj"] < 0.75 * energies[0]).all()
     for row in table.iter_rows(named=True):
         if row["bits"] == 32:
             continue

@@ -227,6 +227,8 @@ def test_energy_counts_the_stem_once_and_every_synaptic_operation():
     pointwise = 2 * (9 * 8 * 2 * 2 + 4 * 4 * 4 * 4)  # two edges of both cells: what goes over channels reads no spikes
     assert cost.macs(varied, row) == cost.stem_macs(varied) + varied.time_steps * pointwise
     assert cost.energy_nj(spec, [0, 0, 0, 1, 0, 0], 1000.0) == pytest.approx(energy)
+    whole = ((3.1 + 0.1) * (energy * 1000 - 0.9 * 1000) / 4.6 + 0.1 * 1000) / 1000
+    assert cost.energy_nj(spec, [0, 0, 0, 1, 0, 0], 1000.0, integers=True) == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("bits", [0, 65, -8, 8.0, None])
