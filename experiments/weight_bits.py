@@ -4,14 +4,15 @@
     python experiments/weight_bits.py --test mnist     # on the test images of another data set of the same kind
 
 Each finalist is looked at as it was trained and after --tune epochs more, with float weights and with each width.
-Leaves tables/weight_bits.parquet, figures/weight_bits.png and weight_bits.md in the run's folder. Killed, it goes on
-where it was.
+Leaves tables/weight_bits.parquet, figures/weight_bits.png and a section in report.md. Killed, it goes on where it was.
 """
 
 import dataclasses
 
 from spikernel_jax.pipeline import cli
-from spikernel_jax.pipeline.weight_bits import Settings, compare_bits, test_images
+from spikernel_jax.pipeline.fitting import Settings
+from spikernel_jax.pipeline.weight_bits import compare_bits, test_images
+from spikernel_jax.report import pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Options(cli.Shared):
 
 
 def weight_bits(options: Options) -> None:
-    """Compares widths, and prints where the tables are."""
+    """Compares widths, and prints what came out."""
     settings = Settings(options.widths, options.membrane_bits, options.tune)
-    job = cli.open_job(options, override=True, needs=("finalists", "experiments/train.py"))
+    job = cli.open_job(options, override=True, needs=("tradeoff", "experiments/tradeoff.py"))
     test = test_images(job, options.test, options.data_dir)
     with job.run.lock():
-        compare_bits(job, settings, test)
-    cli.say(f"table: {job.run.path / 'weight_bits.md'}")
+        table = compare_bits(job, settings, test)
+    print(pages.bits_markdown(table), end="")
 
 
 if __name__ == "__main__":

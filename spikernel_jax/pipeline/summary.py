@@ -86,4 +86,8 @@ def write_summary_report(job: Job) -> Path:
         on_boards = run.read_table("processors", "experiments/embed.py", ("what", "instructions"))
         if len(on_boards):
             sections.append(("On a microcontroller, emulated", pages.processors_markdown(on_boards)))
+    if (run.path / "tables" / "weight_bits.parquet").exists():
+        bits = run.read_table("weight_bits", "experiments/weight_bits.py", ("test", "test_images", "bits", "epochs"))
+        title = f"Finalists in integers, {bits['test'][0]}, {bits['test_images'][0]:,} test images"
+        sections.append((title, pages.bits_markdown(bits)))
     return pages.write_report(run, sections)

@@ -12,7 +12,8 @@ from spikernel_jax.embedded import c, integer
 from spikernel_jax.pipeline import fitting
 from spikernel_jax.pipeline.fitting import Settings
 from spikernel_jax.pipeline.job import Job
-from spikernel_jax.report import device_figures, pages
+from spikernel_jax.pipeline.summary import write_summary_report
+from spikernel_jax.report import device_figures
 from spikernel_jax.snn.model import Model
 from spikernel_jax.training.checkpoint import load_model
 from spikernel_jax.training.evaluation import evaluate
@@ -71,10 +72,10 @@ def compare_bits(job: Job, settings: Settings, test: Tested) -> "pl.DataFrame":
     """Accuracies and bytes of every finalist at every width, rounded alone and trained on.
 
     Leaves ``tables/weight_bits.parquet``, which grows row by row and is gone on with when killed,
-    ``figures/weight_bits.png``, and ``weight_bits.md``.
+    ``figures/weight_bits.png``, and a section in ``report.md``.
 
     Args:
-      job: of a run with finalists.
+      job: of a run that has chosen a model.
       settings: how.
       test: of `test_images`.
     """
@@ -91,7 +92,7 @@ def compare_bits(job: Job, settings: Settings, test: Tested) -> "pl.DataFrame":
             for epochs in (0, settings.tune) if settings.tune else (0,):
                 same = (name, model.text, bits, epochs, settings.width, test.name)
                 row = done.get(same) or _row(job, dict(zip(_SAME, same, strict=True)), model, test.split)
-                rows.append(row)
+                rows.append(row | {"test_images": len(test.split.labels)})
                 job.run.write_table(TABLE, pl.DataFrame(rows))
                 job.say(
                     f"  {name}  {f'int{bits}' if bits else 'float32'}{' trained on' * (epochs > 0)}: validation "
@@ -100,8 +101,7 @@ def compare_bits(job: Job, settings: Settings, test: Tested) -> "pl.DataFrame":
     table = pl.DataFrame(rows)
     title = f"Finalists in integers, {test.name}, {len(test.split.labels):,} test images"
     device_figures.bits_figure(table, job.run.folder("figures") / f"{TABLE}.png", title)
-    text = f"# {title}\n\n{pages.bits_markdown(table)}"
-    (job.run.path / f"{TABLE}.md").write_text(text, "utf-8")
+    job.say(f"report: {write_summary_report(job)}")
     return table
 
 

@@ -74,6 +74,13 @@ def bits_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure"
             whole = here[bits[here] > 0]
             whole = whole[np.argsort(kib[whole])]
             axes[1].plot(kib[whole], 100 * accuracy[whole], **style)
+    if (epochs > 0).any():  # where rounding alone breaks a network, nothing else could be told apart
+        floor = 100 * accuracy[epochs > 0].min() - 4
+        axes[0].set_ylim(bottom=max(floor, axes[0].get_ylim()[0]))
+        if below := int((100 * accuracy < floor).sum()):
+            axes[0].set_title(
+                f"{below} points of rounding alone lie below, {100 * accuracy.min():.0f} % the least", fontsize=9
+            )
     axes[0].set_xticks(list(places.values()), [f"{own:.0f}" if own else "float" for own in places])
     axes[0].set_xlabel("bits of a weight (dotted, open: rounded alone; filled: trained on)")
     axes[0].set_ylabel("test accuracy (%)")

@@ -374,7 +374,7 @@ def test_finalists_at_every_width(run, explored, tmp_path):
             found = [evaluate(model, own) for own in (data.validation, data.test)]
         assert [row["validation_accuracy"], row["test_accuracy"]] == pytest.approx(found)
     assert (out / "figures" / "weight_bits.png").stat().st_size > 1000
-    assert "int2" in (out / "weight_bits.md").read_text()
+    assert "## Finalists in integers, mnist5k, 32 test images" in (out / "report.md").read_text()
     # Once more: nothing is trained again, and a row that is lacking is made.
     shutil.rmtree(out / "tuning")
     (out / "tuning").write_text("no folder: nothing can be trained")
