@@ -60,7 +60,8 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     values = {
         "about": about.replace("*/", "* /"),  # it stands in comments
         "bits": program.bits, "stored": writer.stored, "a_byte": _A_BYTE[writer.stored],
-        "current": kind_of(current), "clips": int(current.clips), "least": current.range[0], "most": current.range[1],
+        "current": kind_of(current), "current_bits": current.bits, "clips": int(current.clips),
+        "least": current.range[0], "most": current.range[1],
         "steps": program.time_steps, "sites": sites, "widest": widest,
         "height": height, "width": width, "channels": image_channels, "classes": buffers["logits"].shape[2],
         "written": layout.written + 4 * (sites + widest), "constants_bytes": writer.constant_bytes,

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from embedded_models import CASES, images, model_of
+from embedded_models import CASES, images, model_of, narrowed
 from spikernel_jax.embedded import boards, c
 from spikernel_jax.embedded.build import MismatchError, quietly
 from spikernel_jax.embedded.lower import lower
@@ -15,7 +15,7 @@ needs_tools = pytest.mark.skipif(bool(lacking), reason=f"no {', '.join(lacking)}
 
 
 def written(name, folder):
-    program = lower(model_of(name), bits=6)
+    program = narrowed(model_of(name), bits=6)
     source = c.generate(program)
     c.write(source, folder)
     return program, source

@@ -78,7 +78,9 @@ static inline void add_times(const weights_t *row, int count, int32_t value)
 /* A value as a current keeps it: the nearest that it can say. */
 static inline current_t stored(int32_t value)
 {
-#if CLIPS
+#if CLIPS && defined(__ARM_FEATURE_SAT)
+    value = __ssat(value, CURRENT_BITS); /* which compilers do not see in what is below */
+#elif CLIPS
     value = value < LEAST ? LEAST : value > MOST ? MOST : value;
 #endif
     return (current_t)value;

@@ -2,9 +2,13 @@
 #include "spikernel.h"
 
 #include <string.h>
+#if defined(__ARM_FEATURE_SAT)
+#include <arm_acle.h>
+#endif
 
 #define STORED_BITS @stored@ /* of a weight */
 #define CLIPS @clips@        /* whether currents and membranes are brought to what they can say */
+#define CURRENT_BITS @current_bits@
 #define LEAST (@least@)
 #define MOST @most@
 typedef @current@ current_t;
