@@ -91,14 +91,21 @@ def compare_bits(job: Job, settings: Settings, test: Tested) -> "pl.DataFrame":
         for bits in (0, *settings.widths):
             for epochs in (0, settings.tune) if settings.tune else (0,):
                 same = (name, model.text, bits, epochs, settings.width, test.name)
-                row = done.get(same) or _row(job, dict(zip(_SAME, same, strict=True)), model, test.split)
-                rows.append(row | {"test_images": len(test.split.labels)})
-                job.run.write_table(TABLE, pl.DataFrame(rows))
+                row = done.get(same) if bits or epochs else None
+                if row is None:
+                    row = _row(job, dict(zip(_SAME, same, strict=True)), model, test.split)
+                    row |= {"test_images": len(test.split.labels)}
+                    if same in done and done[same] != row:  # trained anew since: nothing of it is known
+                        done = {own: row for own, row in done.items() if own[0] != name}
+                rows.append(row)
+                if same not in done:
+                    job.run.write_table(TABLE, pl.DataFrame(rows))
                 job.say(
                     f"  {name}  {f'int{bits}' if bits else 'float32'}{' trained on' * (epochs > 0)}: validation "
                     f"{100 * row['validation_accuracy']:.2f} %, test {100 * row['test_accuracy']:.2f} %"
                 )
     table = pl.DataFrame(rows)
+    job.run.write_table(TABLE, table)
     title = f"Finalists in integers, {test.name}, {len(test.split.labels):,} test images"
     device_figures.bits_figure(table, job.run.folder("figures") / f"{TABLE}.png", title)
     job.say(f"report: {write_summary_report(job)}")

@@ -349,7 +349,7 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
     assert pl.read_parquet(out / "tables" / "embedded.parquet")["verified_images"].to_list() == [0, 0]
 
 
-def test_finalists_at_every_width(run, explored, tmp_path):
+def test_finalists_at_every_width(run, explored, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(explored[0], out)
     command = ("weight_bits", "--out", str(out), "--widths", "8", "2", "--tune", "1")
@@ -381,6 +381,10 @@ def test_finalists_at_every_width(run, explored, tmp_path):
     RunFolder.open(out).write_table("weight_bits", table.filter((pl.col("epochs") > 0) | (pl.col("bits") == 8)))
     run(*command)
     assert pl.read_parquet(path).equals(table)
+    # A finalist that is not the one of the table is no longer known.
+    other = table.with_columns(test_accuracy=pl.when(pl.col("bits") == 0).then(0.5).otherwise(pl.col("test_accuracy")))
+    RunFolder.open(out).write_table("weight_bits", other)
+    assert "tuning" in scripts.refused(EXPERIMENTS / "weight_bits.py", capsys, *command[1:])
 
 
 def test_test_images_that_were_trained_on_are_refused(explored, monkeypatch):
