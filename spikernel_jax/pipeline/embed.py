@@ -19,7 +19,7 @@ from spikernel_jax.embedded.nir_graph import graph_of
 from spikernel_jax.embedded.program import Program
 from spikernel_jax.io.files import atomic_folder
 from spikernel_jax.pipeline import fitting
-from spikernel_jax.pipeline.fitting import Fitted
+from spikernel_jax.pipeline.fitting import Fitted, float_bytes
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.summary import write_summary_report
 from spikernel_jax.report import device_figures
@@ -158,7 +158,7 @@ def _written(job: Job, fitted: Fitted, folder: Path, settings: Settings) -> tupl
         "constant_bytes": source.constant_bytes,
         "written_bytes": source.written_bytes,
         "verified_images": len(some),
-        "fits": _fitting(model, bits),
+        "fits": _fits(model, bits, settings.width),
     }
     job.say(
         f"  {name}: validation {100 * row['validation_accuracy']:.2f} %, {source.constant_bytes:,} bytes read and "
@@ -181,21 +181,20 @@ def _on_processors(job: Job, name: str, program: Program, folder: Path, images: 
     return rows
 
 
-def _fitting(model: Model, bits: int) -> str:
+def _fits(model: Model, bits: int, width: int) -> str:
     """Names of the devices whose limits the model keeps to."""
     every = devices.devices().items()
-    return ", ".join(name for name, own in every if not devices.broken(own, model.spec, model.genotype, bits))
+    return ", ".join(name for name, own in every if not devices.broken(own, model.spec, model.genotype, bits, width))
 
 
 def _of_float(job: Job, model: Model, what: str) -> dict[str, Any]:
     places = measure_spikes(model, job.data.validation)
     spikes = sum(own.sum() for own in places.values())
     synops = synaptic_operations(model.spec, model.genotype, places)
-    parameters = sum(np.size(leaf) for own in model.params.values() for leaf in own.values())
     return {
         "what": what, "bits": 32, "validation_accuracy": evaluate(model, job.data.validation),
         "test_accuracy": evaluate(model, job.data.test), "spikes": float(spikes),
-        "energy_nj": energy_nj(model.spec, model.genotype, synops), "constant_bytes": 4 * parameters,
+        "energy_nj": energy_nj(model.spec, model.genotype, synops), "constant_bytes": float_bytes(model),
         "written_bytes": None, "verified_images": 0, "fits": "", "tuned_epochs": 0, "rounded_accuracy": None,
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ from spikernel_jax.embedded.calibration import CALIBRATED, calibrated
 from spikernel_jax.embedded.lower import WEIGHT_BITS, WIDTHS
 from spikernel_jax.embedded.program import Program
 from spikernel_jax.pipeline.job import Job
+from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.model import Model
 from spikernel_jax.training.loop import train
 from spikernel_jax.training.recipe import TrainConfig
@@ -57,6 +58,11 @@ class Fitted(NamedTuple):
 def accuracy(found: integer.Result, split: Split) -> float:
     """The share of images whose greatest logit is their label's."""
     return float((found.logits_BK.argmax(1) == split.labels).mean())
+
+
+def float_bytes(model: Model) -> int:
+    """Of the parameters of a float32 network."""
+    return 4 * parameters_of(model.spec, model.genotype)
 
 
 def program_of(job: Job, model: Model, bits: int, width: int) -> Program:

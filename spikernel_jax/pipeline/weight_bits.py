@@ -116,10 +116,9 @@ def _row(job: Job, row: dict[str, Any], model: Model, test: Split) -> dict[str, 
     if row["epochs"]:
         model = fitting.trained_on(job, row["finalist"], model, row["bits"], row["epochs"])
     if not row["bits"]:
-        parameters = sum(leaf.size for own in model.params.values() for leaf in own.values())
         return row | {
             "validation_accuracy": evaluate(model, job.data.validation), "test_accuracy": evaluate(model, test),
-            "constant_bytes": 4 * parameters, "written_bytes": None,
+            "constant_bytes": fitting.float_bytes(model), "written_bytes": None,
         }  # fmt: skip
     program = fitting.program_of(job, model, row["bits"], row["width"])
     found, source = fitting.rounded(job, model, program), c.generate(program)

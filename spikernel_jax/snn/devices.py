@@ -98,14 +98,17 @@ def device_of(text: str) -> Device:
     return known[name]
 
 
-def needs(spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, limits: Collection[str] = LIMITS) -> dict[str, int]:
-    """What a network takes of some of `LIMITS`, with currents and membranes of 8 bits.
+def needs(
+    spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, limits: Collection[str] = LIMITS, width: int = 8
+) -> dict[str, int]:
+    """What a network takes of some of `LIMITS`.
 
     Args:
       spec: the network.
       genotype: [E] or [2, E].
       bits: of a weight, 2 to 8.
       limits: which.
+      width: of currents and membranes, 8 to 16.
 
     Raises:
       ValueError: as `footprints`.
@@ -129,7 +132,7 @@ def needs(spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, limits: Collect
         "layers": len(layers),
     }
     if not {*_BYTES}.isdisjoint(limits):
-        bytes_of = footprints(spec, row[None], bits)
+        bytes_of = footprints(spec, row[None], bits, width)
         sram, flash = int(bytes_of.written[0]), int(bytes_of.constants[0])
         found |= {"sram": sram, "flash": flash, "memory": sram + flash}
     if "synapses" in limits:
@@ -137,9 +140,9 @@ def needs(spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, limits: Collect
     return {limit: found[limit] for limit in limits}
 
 
-def broken(device: Device, spec: NetworkSpec, genotype: ArrayLike, bits: int = 8) -> list[str]:
+def broken(device: Device, spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, width: int = 8) -> list[str]:
     """A phrase for each limit of a device that a network breaks; empty where it fits. Arguments as of `needs`."""
-    found, needed = [], needs(spec, genotype, bits, [limit for limit, _ in device.limits])
+    found, needed = [], needs(spec, genotype, bits, [limit for limit, _ in device.limits], width)
     if device.weight_bits and bits not in device.weight_bits:
         found.append(f"weights of {bits} bits, where it has {', '.join(map(str, device.weight_bits))}")
     for limit, most in device.limits:

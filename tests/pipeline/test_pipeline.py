@@ -342,11 +342,14 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
     for path, digest in manifest["sha256"].items():
         assert hashlib.sha256((out / "embedded" / path).read_bytes()).hexdigest() == digest
     assert (out / "figures" / "embedded.png").stat().st_size > 1000
-    run("embed", "--out", str(out), "--widths", "4", "--compiler", "no-such-compiler")  # once more, otherwise
+    run("embed", "--out", str(out), "--widths", "4", "--membrane-bits", "16", "--compiler", "no-such-compiler")
     assert {path.name for path in (out / "embedded").iterdir()} == {
         "int4", "float32.stablehlo", "float32.nir", "manifest.json",
     }  # fmt: skip
-    assert pl.read_parquet(out / "tables" / "embedded.parquet")["verified_images"].to_list() == [0, 0]
+    table = pl.read_parquet(out / "tables" / "embedded.parquet")  # once more, otherwise
+    assert table["verified_images"].to_list() == [0, 0]
+    wide = c.generate(lower(model, 4, 16)).written_bytes
+    assert table["written_bytes"][-1] == wide > c.generate(lower(model, 4, 8)).written_bytes
 
 
 def test_finalists_at_every_width(run, explored, tmp_path, capsys):

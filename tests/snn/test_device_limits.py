@@ -39,6 +39,14 @@ def test_needs_by_hand():
     assert list(found) == list(LIMITS)
 
 
+def test_the_width_of_currents_counts():
+    sram = [needs(SPEC, CELL, width=width)["sram"] for width in (8, 16)]
+    assert sram == [int(footprints(SPEC, CELL[None], 8, width).written[0]) for width in (8, 16)]
+    between = Device("mine", "", (("sram", sum(sram) // 2),), (8,), "me", "")
+    assert broken(between, SPEC, CELL) == []
+    assert broken(between, SPEC, CELL, width=16)[0].startswith("sram ")
+
+
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_limit_is_broken_by_one_more(limit):
     most = needs(SPEC, CELL)[limit]
