@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Array = jax.Array
 
 _WIDE = 32  # channels from which XLA's CPU convolution is fast
-_PATCH_BYTES = 5 << 19  # of patches that `_kernel_gradient` multiplies at once
+_FACTOR_BYTES = 1 << 20  # of the factors that `_kernel_gradient` multiplies at once: half of a core's cache
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, *, dilation: int = 1, groups: int = 1) -> Array:
@@ -119,20 +119,14 @@ def _forwards(steps: tuple[int, int], x_NHWC: Array, kernel: Array) -> Array:
     )
 
 
-def _patches(x_NHWC: Array, kernel: Array, steps: tuple[int, int], size: tuple[int, int]) -> Array:
-    """What each output pixel of `size` reads: [N, h, w, k_h·k_w·C]."""
-    stride, dilation = steps
+def _by_patches(dilation: int, x_NHWC: Array, kernel: Array) -> Array:
+    """The convolution of stride 1 as one product of what each output pixel reads, [N, H, W, k_h·k_w·C]."""
     x = jnp.pad(x_NHWC, ((0, 0), *_padding(kernel, dilation), (0, 0)))
     down, across = (
-        [slice(i * dilation, i * dilation + stride * side - stride + 1, stride) for i in range(k)]
-        for side, k in zip(size, kernel.shape[:2], strict=True)
+        [slice(i * dilation, i * dilation + side) for i in range(k)]
+        for side, k in zip(x_NHWC.shape[1:3], kernel.shape[:2], strict=True)
     )
-    return jnp.concatenate([x[:, rows, columns] for rows in down for columns in across], -1)
-
-
-def _by_patches(dilation: int, x_NHWC: Array, kernel: Array) -> Array:
-    """The convolution of stride 1 as one product."""
-    patches = _patches(x_NHWC, kernel, (1, dilation), (x_NHWC.shape[1], x_NHWC.shape[2]))
+    patches = jnp.concatenate([x[:, rows, columns] for rows in down for columns in across], -1)
     flat = kernel.reshape(-1, kernel.shape[3]).astype(x_NHWC.dtype)
     return jnp.matmul(patches, flat, preferred_element_type=_sums(x_NHWC))
 
@@ -183,21 +177,32 @@ def _backwards(steps: tuple[int, int], inputs: tuple[Array, Array], g_NHWC: Arra
 
 
 def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, kernel: Array, steps: tuple[int, int]) -> Array:
-    """Gradient for the kernel: products of gradients and patches, of as many images at once as fit a core's cache."""
-    n, h, w, c_out = g_NHWC.shape
-    width = math.prod(kernel.shape[:3])
-    fit = max(1, _PATCH_BYTES // (h * w * width * x_NHWC.dtype.itemsize))
+    """Gradient for the kernel: one product of images and gradients, of as many at once as fit a core's cache.
+
+    Of a tap, images are moved by its row and gradients by its column: k copies of each hold all k² taps, where patches
+    of the images alone would be k² copies. What is moved beyond a border meets no other: no product is wasted there.
+    """
+    stride, dilation = steps
+    (high, wide, c_in, c_out), (n, rows, columns, _), w = kernel.shape, g_NHWC.shape, x_NHWC.shape[2]
+    (up, _), (left, _) = _padding(kernel, dilation)
+    fit = max(1, _FACTOR_BYTES // (rows * w * (high * c_in + wide * c_out) * _sums(x_NHWC).itemsize))
     together = next(size for size in range(min(n, fit), 0, -1) if n % size == 0)
+    # Gradients lie where the middle of their window does.
+    beside = (left, left + w - 1 - stride * (columns - 1), stride - 1)
 
     def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
         x, g = (part.astype(total.dtype) for part in piece)  # not every product of bfloat16 is there on a CPU
-        patches = _patches(x, kernel, steps, (h, w))
-        # The narrow one to the left: the other way round takes twice as long.
-        return total + jnp.einsum("nhwo,nhwp->op", g, patches), None
+        x_CNHW = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (up, up), (0, 0)))
+        starts = (i * dilation for i in range(high))
+        left_factor = jnp.concatenate([x_CNHW[:, :, i : i + stride * rows - stride + 1 : stride] for i in starts], 0)
+        g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), (0, 0, 0), beside, (0, 0, 0)))
+        starts = (2 * left - j * dilation for j in range(wide))
+        right_factor = jnp.concatenate([g[:, :, j : j + w] for j in starts], -1)
+        return total + jnp.einsum("anhw,nhwb->ab", left_factor, right_factor), None
 
     pieces = jax.tree.map(lambda a: a.reshape(-1, together, *a.shape[1:]), (x_NHWC, g_NHWC))
-    total, _ = lax.scan(add, jnp.zeros((c_out, width), _sums(x_NHWC)), pieces)
-    return total.T.reshape(kernel.shape)
+    total, _ = lax.scan(add, jnp.zeros((high * c_in, wide * c_out), _sums(x_NHWC)), pieces)
+    return total.reshape(high, c_in, wide, c_out).swapaxes(1, 2)
 
 
 _same = jax.custom_vjp(_forwards, nondiff_argnums=(0,))
