@@ -13,9 +13,9 @@ stderr.
 - conventional: the same macro-architecture by the same code with ReLU for LIF, one time step, and the width whose
   forward FLOPs are nearest (`equal_width`): the ratio of times is what spiking costs at equal FLOPs.
 
-All take turns in rounds. A turn begins with a step that is not timed: after the others, it
-is up to a third slower than the steps of a training, which has no others. The steps that are timed last at least
-``--seconds`` together. Times are of a turn's mean step: the best of the turns, medians beside it.
+All take turns in rounds. A turn begins with a call that is not timed: after the others, it is up to a third slower
+than those of a training, which has no others. Ours makes as many steps a call as `train` does. The steps that are
+timed last at least ``--seconds`` together. Times are of a turn's mean step: the best of the turns, medians beside it.
 Ratios are of the same round, and the median of the rounds: another program on the machine spoils one round, not all.
 Images and labels are noise: no time depends on what they show. Ours also normalises uint8 images in each step; the
 peers get theirs normalised.
@@ -54,6 +54,7 @@ from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.devices import devices_for
 from spikernel_jax.training.recipe import TrainConfig
+from spikernel_jax.training.step import in_calls
 from work import necessary_work
 
 Section = Literal["ours", "peers", "conventional", "kernels"]
@@ -200,7 +201,8 @@ class Ours:
     def __init__(self, spec: NetworkSpec, genotype: ArrayLike, images: jax.Array, labels: jax.Array, seed: int):
         """Compiles, and times it."""
         start = time.perf_counter()
-        self.program = compiled_step(spec, genotype, TrainConfig(batch_size=len(labels)), images, labels, seed)
+        at_once = len(next(in_calls(np.arange(1 << 10)))[0])  # steps of a call, as `train` makes them
+        self.program = compiled_step(spec, genotype, TrainConfig(batch_size=len(labels)), images, labels, seed, at_once)
         self.compile_seconds = time.perf_counter() - start
         self.spec, self.state = spec, self.program.state
         self.flops = step_flops(spec, genotype, len(labels))
@@ -214,20 +216,27 @@ class Ours:
         return float(losses[-1])
 
 
-def in_turns(turns: Mapping[str, Turn], rounds: int, seconds: float) -> list[dict[str, float]]:
-    """Seconds of a step of each in each round; all have run before. A turn's first step is not timed.
+def in_turns(
+    turns: Mapping[str, Turn], rounds: int, seconds: float, at_once: Mapping[str, int] | None = None
+) -> list[dict[str, float]]:
+    """Seconds of a step of each in each round; all have run before. A turn's first call is not timed.
 
     Args:
       turns: what runs, by name; in this order in every round.
       rounds: turns of each.
       seconds: least time of a turn's timed steps; there is one at least.
+      at_once: steps that one call of it makes, of those that make more than one.
     """
-    steps = {name: max(1, math.ceil(seconds / seconds_of(lambda run=run: run(1)))) for name, run in turns.items()}
+    calls = {name: (at_once or {}).get(name, 1) for name in turns}
+    steps = {
+        name: calls[name] * max(1, math.ceil(seconds / seconds_of(lambda run=run, n=calls[name]: run(n))))
+        for name, run in turns.items()
+    }
     found = []
     for _ in range(rounds):
         times = {}
         for name, run in turns.items():
-            run(1)  # gets back the memory that the others had
+            run(calls[name])  # gets back the memory that the others had
             times[name] = seconds_of(lambda r=run, n=steps[name]: r(n)) / steps[name]
         found.append(times)
         say("training: " + ", ".join(f"{name} {value:.3f} s" for name, value in found[-1].items()))
@@ -267,7 +276,8 @@ def measure(settings: Settings, genotype: ArrayLike) -> tuple[dict[str, Any], st
     elif "peers" in options.sections:
         say(f"peers: {skipped}")
     settings = settings.measured_again()
-    rounds = in_turns(turns, options.rounds, options.seconds)
+    at_once = {name: net.program.steps for name, net in nets.items()}
+    rounds = in_turns(turns, options.rounds, options.seconds, at_once)
     settings = settings.measured_again()
 
     entries = {}

@@ -190,18 +190,19 @@ def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, kernel: Array, steps: tuple[i
     # Gradients lie where the middle of their window does.
     beside = (left, left + w - 1 - stride * (columns - 1), stride - 1)
 
-    def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
-        x, g = (part.astype(total.dtype) for part in piece)  # not every product of bfloat16 is there on a CPU
+    def add(index: Array, total: Array) -> Array:
+        # Slices, for pieces of another shape would be computed beside the whole, of which the other gradient is made.
+        pieces = (lax.dynamic_slice_in_dim(whole, index * together, together) for whole in (x_NHWC, g_NHWC))
+        x, g = (piece.astype(total.dtype) for piece in pieces)  # not every product of bfloat16 is there on a CPU
         x_CNHW = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (up, up), (0, 0)))
         starts = (i * dilation for i in range(high))
         left_factor = jnp.concatenate([x_CNHW[:, :, i : i + stride * rows - stride + 1 : stride] for i in starts], 0)
         g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), (0, 0, 0), beside, (0, 0, 0)))
         starts = (2 * left - j * dilation for j in range(wide))
         right_factor = jnp.concatenate([g[:, :, j : j + w] for j in starts], -1)
-        return total + jnp.einsum("anhw,nhwb->ab", left_factor, right_factor), None
+        return total + jnp.einsum("anhw,nhwb->ab", left_factor, right_factor)
 
-    pieces = jax.tree.map(lambda a: a.reshape(-1, together, *a.shape[1:]), (x_NHWC, g_NHWC))
-    total, _ = lax.scan(add, jnp.zeros((high * c_in, wide * c_out), _sums(x_NHWC)), pieces)
+    total = lax.fori_loop(0, n // together, add, jnp.zeros((high * c_in, wide * c_out), _sums(x_NHWC)))
     return total.reshape(high, c_in, wide, c_out).swapaxes(1, 2)
 
 

@@ -5,6 +5,7 @@ one convolution over ``T*B`` images. Weights are ``[k, k, C_in, C_out]``.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,27 +66,69 @@ def batch_norm(
     Returns:
       The normalised activations, and the running statistics after the T steps (None if none came in).
     """
-    axes = (1, 2, 3) if norm == "per_step" else (0, 1, 2, 3)
-    if train:
-        mean = _mean(x_TBHWC, axes, axis_name)
-        var = _mean(jnp.square(x_TBHWC - mean), axes, axis_name)
-        if running is not None:
-            shares = lax.axis_size(axis_name) if axis_name else 1
-            running = _updated(running, mean, var, shares * math.prod(x_TBHWC.shape[a] for a in axes))
-    else:
+    if not train:
         if running is None:
             raise ValueError("batch norm with train=False needs running statistics; none were given")
-        mean, var = running["mean"], running["var"]
+        return _affine(x_TBHWC, gain * affine["scale"], affine["bias"], running["mean"], running["var"]), running
+    over = _Over((1, 2, 3) if norm == "per_step" else (0, 1, 2, 3), axis_name)
+    y_TBHWC, mean, var = _standardised(over, x_TBHWC, gain * affine["scale"], affine["bias"])
+    if running is not None:
+        shares = lax.axis_size(axis_name) if axis_name else 1
+        running = _updated(running, mean, var, shares * math.prod(x_TBHWC.shape[a] for a in over.axes))
+    return y_TBHWC, running
+
+
+class _Over(NamedTuple):
+    """What statistics are taken over: axes, which end with W, and a mapped axis's devices."""
+
+    axes: tuple[int, ...]
+    axis_name: str | None
+
+    def local(self, x_TBHWC: Array) -> Array:
+        """Mean over the axes, kept; first without W, so that few channels still fill a vector register."""
+        wide = x_TBHWC.reshape(*x_TBHWC.shape[:3], -1).mean(self.axes[:-1], keepdims=True)
+        return wide.reshape(*wide.shape[:3], *x_TBHWC.shape[3:]).mean(3, keepdims=True)
+
+    def all(self, mean: Array) -> Array:
+        """Of the devices' means."""
+        return lax.pmean(mean, self.axis_name) if self.axis_name else mean
+
+
+def _affine(x_TBHWC: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:
     # One multiply-add for each value, in PyTorch's order, so that float32 spikes agree with published ones.
-    scale = gain * affine["scale"] / jnp.sqrt(var + BN_EPSILON)
-    return x_TBHWC * scale + (affine["bias"] - mean * scale), running
+    scale = scale / jnp.sqrt(var + BN_EPSILON)
+    return x_TBHWC * scale + (bias - mean * scale)
 
 
-def _mean(x_TBHWC: Array, axes: tuple[int, ...], axis_name: str | None) -> Array:
-    """Mean over axes, which end with W, kept; first without W, so that few channels still fill a vector register."""
-    wide = x_TBHWC.reshape(*x_TBHWC.shape[:3], -1).mean(axes[:-1], keepdims=True)
-    mean = wide.reshape(*wide.shape[:3], *x_TBHWC.shape[3:]).mean(3, keepdims=True)
-    return lax.pmean(mean, axis_name) if axis_name else mean
+def _standardised_forwards(over: _Over, x_TBHWC: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """Standardised, scaled and moved; and the mean and variance of the batch, which have no gradient."""
+    return _standardised_kept(over, x_TBHWC, scale, bias)[0]
+
+
+def _standardised_backwards(over: _Over, kept: tuple[Array, ...], gradients: tuple[Array, ...]) -> Any:
+    """Sums of gradients, and of their products with what was kept, then one pass: three; JAX's own takes five."""
+    centred_TBHWC, scale, deviation = kept
+    g_TBHWC, *_ = gradients
+    slope, along = over.local(g_TBHWC), over.local(g_TBHWC * centred_TBHWC)
+    n = math.prod(centred_TBHWC.shape[a] for a in over.axes)
+    dscale, dbias = (n * part.sum((0, 1, 2, 3)) for part in (along / deviation, slope))
+    slope, along = over.all(slope), over.all(along)
+    dx_TBHWC = scale / deviation * (g_TBHWC - slope - centred_TBHWC * (along / jnp.square(deviation)))
+    return dx_TBHWC, dscale, dbias
+
+
+_standardised = jax.custom_vjp(_standardised_forwards, nondiff_argnums=(0,))
+
+
+def _standardised_kept(over: _Over, x_TBHWC: Array, scale: Array, bias: Array) -> Any:
+    mean = over.all(over.local(x_TBHWC))
+    centred_TBHWC = x_TBHWC - mean
+    var = over.all(over.local(jnp.square(centred_TBHWC)))
+    results = _affine(x_TBHWC, scale, bias, mean, var), mean, var
+    return results, (centred_TBHWC, scale, jnp.sqrt(var + BN_EPSILON))
+
+
+_standardised.defvjp(_standardised_kept, _standardised_backwards)
 
 
 def _updated(running: Params, mean: Array, var: Array, n: int) -> Params:

@@ -27,12 +27,9 @@ from spikernel_jax.training.devices import devices_for, own, to_all, to_one
 from spikernel_jax.training.evaluation import as_data, evaluate
 from spikernel_jax.training.keep import kept
 from spikernel_jax.training.recipe import TrainConfig
-from spikernel_jax.training.step import Program, TrainState, train_steps
+from spikernel_jax.training.step import Program, TrainState, in_calls, train_steps
 
 Array = jax.Array
-
-
-_STEPS_A_CALL = 32  # at most; a second or less on an accelerator
 
 
 class TrainingDivergedError(ValueError):
@@ -178,15 +175,6 @@ def _check_fit(spec: NetworkSpec, data: Dataset, config: TrainConfig) -> None:
         )
 
 
-def steps_a_call(steps: int) -> int:
-    """How many of an epoch's steps one call of the compiled program makes, all calls as many.
-
-    A step takes a CPU so long that calls cost nothing, and a signal need not wait for more of them.
-    """
-    most = 1 if jax.default_backend() == "cpu" else _STEPS_A_CALL
-    return next(number for number in range(min(most, steps), 0, -1) if steps % number == 0)
-
-
 class Running:
     """One training: its data on the devices, epoch by epoch.
 
@@ -263,12 +251,10 @@ class Running:
         if not begun:
             zeros = to_all(program.devices, (jnp.float32(0), jnp.int32(0)))
             state = dataclasses.replace(state, loss_sum=zeros[0], right=zeros[1])
-        together = steps_a_call(len(order))
         losses: list[Array] = []
-        for first in range(begun, len(order), together):
-            fed = (self.cell, self.step_key, self.images, self.labels, order[first : first + together])
-            state, values = train_steps(program, state, *fed)
-            losses.append(values)
+        for rows, count in in_calls(order, begun):
+            state, values = train_steps(program, state, self.cell, self.step_key, self.images, self.labels, rows, count)
+            losses.append(values[:count])
             if len(losses) > 1 and not np.isfinite(losses[-2]).all():  # a call late: the device never waits
                 break
             if stop and stop.requested:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.struct
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from spikernel_jax.snn import network, rounding
@@ -59,24 +61,79 @@ class Program:
         return to_all(self.devices, state)
 
 
+_STEPS_A_CALL = 32  # at most; a second or less on an accelerator
+_STEPS_A_CALL_OF_A_CPU = 4  # a program's memory is fresh in each call, and costs a step a tenth of its time
+
+
+def in_calls(order: np.ndarray, begun: int = 0) -> Iterator[tuple[np.ndarray, int | None]]:
+    """An epoch's steps as calls of one compiled program make them.
+
+    An accelerator does not wait for its host where all calls make as many steps as they have. A CPU takes so long for
+    a step that it need not, and the fewer there are in a call, the sooner it stops when asked to.
+
+    Args:
+      order: what each step is given, [steps, ...].
+      begun: steps that have been made.
+
+    Yields:
+      What the next steps are given, always as many; and how many of them are to be made, None where that is all.
+    """
+    left = len(order) - begun
+    if jax.default_backend() == "cpu":
+        size = min(_STEPS_A_CALL_OF_A_CPU, len(order))
+    else:
+        size = next(number for number in range(min(_STEPS_A_CALL, len(order)), 0, -1) if len(order) % number == 0)
+    for first in range(begun, len(order), size):
+        rows = order[first : first + size]
+        yield np.resize(rows, (size, *rows.shape[1:])), len(rows) if left % size else None
+
+
+def _steps(step: Callable[..., tuple[Any, Array]], state: Any, fed: Array, count: Array | None) -> tuple[Any, Array]:
+    """A scan over what steps are given, of which only so many are made; values of others are 0."""
+    if count is None:
+        return jax.lax.scan(step, state, fed)
+
+    def made(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        state, values = carry
+        state, value = step(state, fed[index])
+        return state, values.at[index].set(value)
+
+    value = jax.eval_shape(step, state, fed[0])[1]
+    return jax.lax.fori_loop(0, count, made, (state, jnp.zeros((len(fed), *value.shape), value.dtype)))
+
+
 @functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("state",))
 def train_steps(
-    program: Program, state: TrainState, cell: Any, key: Array, images: Array, labels: Array, chosen_SB: Array
+    program: Program,
+    state: TrainState,
+    cell: Any,
+    key: Array,
+    images: Array,
+    labels: Array,
+    chosen_SB: Array,
+    count: Array | None = None,
 ) -> tuple[TrainState, Array]:
-    """Some steps; returns the new state and the mean losses, [S]."""
-    return jax.lax.scan(functools.partial(one_step, program, cell, key, images, labels), state, chosen_SB)
+    """Some steps, the first `count` of those chosen; returns the new state and the mean losses, [S]."""
+    return _steps(functools.partial(one_step, program, cell, key, images, labels), state, chosen_SB, count)
 
 
 @functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("states",))
 def train_steps_together(
-    program: Program, states: TrainState, cell: Any, keys_K: Array, images: Array, labels: Array, chosen_SKB: Array
+    program: Program,
+    states: TrainState,
+    cell: Any,
+    keys_K: Array,
+    images: Array,
+    labels: Array,
+    chosen_SKB: Array,
+    count: Array | None = None,
 ) -> tuple[TrainState, Array]:
     """The same of K trainings of one cell as one batch: states with a leading axis, mean losses [S, K]."""
 
     def one(key: Array, state: TrainState, chosen_B: Array) -> tuple[TrainState, Array]:
         return one_step(program, cell, key, images, labels, state, chosen_B)
 
-    return jax.lax.scan(lambda states, chosen_KB: jax.vmap(one)(keys_K, states, chosen_KB), states, chosen_SKB)
+    return _steps(lambda states, chosen_KB: jax.vmap(one)(keys_K, states, chosen_KB), states, chosen_SKB, count)
 
 
 def one_step(

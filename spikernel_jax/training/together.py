@@ -11,9 +11,9 @@ from spikernel_jax.data import Dataset
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.devices import to_all
-from spikernel_jax.training.loop import begin, steps_a_call
+from spikernel_jax.training.loop import begin
 from spikernel_jax.training.recipe import TrainConfig
-from spikernel_jax.training.step import TrainState, train_steps_together
+from spikernel_jax.training.step import TrainState, in_calls, train_steps_together
 
 State = TrainState  # of K trainings: every leaf has a leading axis [K]
 
@@ -63,7 +63,7 @@ def train_together(
     pairs = [begin(spec, genotype, data, config, seed, one_program=one_program) for seed in seeds]
     runs = [running for running, _ in pairs]
     first = runs[0]
-    program, calls = first.program, steps_a_call(first.steps)
+    program = first.program
     states: State = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in pairs))
     keys_K, states = to_all(program.devices, (jnp.stack([running.step_key for running in runs]), states))
     metrics: list[dict[str, Any]] = []
@@ -74,10 +74,10 @@ def train_together(
         states = states.replace(loss_sum=zeros[0], right=zeros[1])  # pyright: ignore[reportAttributeAccessIssue]
         order_SKB = np.stack([running.order(epoch) for running in runs], 1)
         losses = []
-        for step in range(0, len(order_SKB), calls):
-            fed = (first.cell, keys_K, first.images, first.labels, order_SKB[step : step + calls])
+        for rows, count in in_calls(order_SKB):
+            fed = (first.cell, keys_K, first.images, first.labels, rows, count)
             states, values = train_steps_together(program, states, *fed)
-            losses.append(values)
+            losses.append(values[:count])
         losses_SK = np.concatenate(losses)
         alone = _each(states, len(runs))
         for running, state, own in zip(runs, alone, losses_SK.T, strict=True):

@@ -31,7 +31,7 @@ from spikernel_jax.training.recipe import TrainConfig
 
 SPEC = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=2, dropout=0.1)
 CELL = SPEC.space.parse("0>1:skip 0>3:conv3 1>3:avgpool")
-CONFIG = TrainConfig(epochs=6, batch_size=16, learning_rate=0.2, padding=1)
+CONFIG = TrainConfig(epochs=6, batch_size=6, learning_rate=0.2, padding=1)  # 11 steps an epoch: calls of 4, 4 and 3
 
 
 def halves(n: int, seed: int) -> Split:
@@ -234,8 +234,8 @@ def without_seconds(path: Path) -> list[dict[str, Any]]:
 def test_killed_at_any_moment_it_ends_with_the_same_weights(model, saved, tmp_path):
     pick = random.Random(5)
     moments = [
-        ("step", pick.randint(1, 4), 0.0),  # within the first epoch: nothing saved yet
-        ("step", pick.randint(5, 8), 0.0),  # between two steps of the second epoch
+        ("step", pick.randint(1, 3), 0.0),  # within the first epoch: nothing saved yet
+        ("step", pick.randint(4, 6), 0.0),  # within the second epoch
         ("in save", 1, pick.uniform(0, 0.02)),
         ("before save", pick.randint(1, 2), 0.0),  # its metrics are written, its state is not
         ("in save", 1, pick.uniform(0, 0.05)),
@@ -251,10 +251,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(model, saved, tmp_pa
 @pytest.mark.slow
 def test_asked_to_stop_it_saves_within_the_epoch_and_goes_on_to_the_same_weights(model, saved, tmp_path):
     killed_run(tmp_path / "run", "asked", 2)
-    assert (tmp_path / "run" / "state" / "2").is_dir()
+    assert (tmp_path / "run" / "state" / "8").is_dir()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    killed_run(tmp_path / "run", "asked", 2)  # the last of the first epoch: its metrics are whole
-    assert (tmp_path / "run" / "state" / "4").is_dir()
+    killed_run(tmp_path / "run", "asked", 1)  # the last of the first epoch: its metrics are whole
+    assert (tmp_path / "run" / "state" / "11").is_dir()
     killed_run(tmp_path / "run", "asked", 3)
     assert_same_weights(run(tmp_path / "run"), model)
     assert without_seconds(tmp_path / "run" / "metrics.jsonl") == without_seconds(saved / "metrics.jsonl")
@@ -312,7 +312,7 @@ def test_a_folder_of_another_run_is_refused(changes, words, saved):
 def test_corrupt_checkpoints_are_one_line(damage, saved, tmp_path, capfd):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
-    for state in (folder / "state" / "20", folder / "state" / "24"):
+    for state in (folder / "state" / "55", folder / "state" / "66"):
         if damage == "metadata":
             path = state / "_CHECKPOINT_METADATA"
             path.write_bytes(path.read_bytes()[:300])
@@ -335,7 +335,7 @@ def test_corrupt_checkpoints_are_one_line(damage, saved, tmp_path, capfd):
 def test_a_corrupt_last_checkpoint_costs_only_what_came_after_the_one_before(model, saved, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
-    (folder / "state" / "24" / "_CHECKPOINT_METADATA").unlink()
+    (folder / "state" / "66" / "_CHECKPOINT_METADATA").unlink()
     epochs = []
     assert_same_weights(run(folder, progress=lambda record: epochs.append(record["epoch"])), model)
     assert epochs == [6]
