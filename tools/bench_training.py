@@ -9,6 +9,8 @@ stderr.
   and compilation, which is timed apart.
 - peers: spikingjelly's SNASNet, as shipped and in multi-step mode (`peers_training`; skipped where it is not
   installed): the same cell, batch and SGD.
+- parts: where a step of ours spends its time (`bench_step`), from a profile.
+- memory: of a step of ours, by time steps and batch.
 - kernels: a step by kernel size, called alone, in a call of many steps, and of a feedback cell (`bench_kernels`).
 - conventional: the same macro-architecture by the same code with ReLU for LIF, one time step, and the width whose
   forward FLOPs are nearest (`equal_width`): the ratio of times is what spiking costs at equal FLOPs.
@@ -45,6 +47,7 @@ import peers
 import peers_training
 from bench_common import Settings, filled, report, say, seconds_of, table
 from bench_kernels import MEAN, STD, compiled_step, measure_kernels
+from bench_step import measure_memory, measure_parts
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import normalise
 from spikernel_jax.pipeline import cli
@@ -57,7 +60,7 @@ from spikernel_jax.training.recipe import TrainConfig
 from spikernel_jax.training.step import in_calls
 from work import necessary_work
 
-Section = Literal["ours", "peers", "conventional", "kernels"]
+Section = Literal["ours", "peers", "conventional", "parts", "memory", "kernels"]
 Turn = Callable[[int], Any]  # runs so many steps to their end
 SPACE = CellSpace((1, 3))
 _LABELS = {
@@ -76,7 +79,7 @@ class Options(cli.MachineOptions):
     """Results as JSON."""
     quick: bool = False
     """Takes the quick defaults."""
-    sections: tuple[Section, ...] = ("ours", "peers", "conventional", "kernels")
+    sections: tuple[Section, ...] = ("ours", "peers", "conventional", "parts", "memory", "kernels")
     """What is measured; ours always is, unless it is kernels alone."""
     cell: str = "0>1:conv3 0>2:skip 1>2:conv1 0>3:conv3 1>3:skip 2>3:conv3"
     """Of kernel sizes 1 and 3, forward edges."""
@@ -102,6 +105,10 @@ class Options(cli.MachineOptions):
     """Kernel sizes of that table; 3 among them."""
     kernel_batch: int | None = None
     """Images of the table by kernel size (32; quick 8)."""
+    memory_times: tuple[int, ...] | None = None
+    """T of the memory's table (1 2 4 8; quick 1 2)."""
+    memory_batches: tuple[int, ...] | None = None
+    """B of the memory's table (32 64 128; quick 8)."""
     matmul_side: int | None = None
     """Of the matrices of the ceilings (3072 on a CPU, else 8192; quick 2048)."""
     bandwidth_mb: int = 256
@@ -116,6 +123,8 @@ _DEFAULTS: dict[str, tuple[Any, Any]] = {  # full, quick
     "seconds": (4.0, 0.5),
     "widths": ((16, 32), (16,)),
     "kernel_batch": (32, 8),
+    "memory_times": ((1, 2, 4, 8), (1, 2)),
+    "memory_batches": ((32, 64, 128), (8,)),
     "repeats": (3, 2),
     "matmul_side": (None, 2048),
 }
@@ -305,7 +314,14 @@ def measure(settings: Settings, genotype: ArrayLike) -> tuple[dict[str, Any], st
     results = {"cell": SPACE.explicit(genotype), "training": entries, "ceilings": settings.ceilings._asdict()}
     if "peers" in options.sections:
         results |= {"skipped": skipped, "peer": None if skipped else peers.describe()}
-    return results, _text(settings, results)
+    text = _text(settings, results)
+    if "parts" in options.sections:
+        results["parts"], more = measure_parts(settings, spec, genotype)
+        text += f"\n\n{more}"
+    if "memory" in options.sections:
+        results["memory"], more = measure_memory(settings, spec, genotype, program_bytes)
+        text += f"\n\n{more}"
+    return results, text
 
 
 def _ratio(rounds: list[dict[str, float]], of: str, to: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import bench_kernels
+import bench_step
 import bench_training
 import peers
 import peers_training
@@ -295,3 +296,29 @@ def test_the_command_end_to_end(tmp_path):
     else:
         assert min(results["training"][name]["ratio"] for name in peers_training.PEERS) > 0
     assert str(tmp_path) not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("part", "source", "found"),
+    [
+        ("norm", "jit(train_steps)/while/body/jvp()/sub", ("norm", "forward")),
+        ("norm", "jit(train_steps)/while/body/transpose(jvp())/mul", ("norm", "backward")),
+        ("convolution", "x/transpose(jvp())/kernel_gradient/cond/dot_general", ("convolution", "kernel gradients")),
+        ("rest", "jit(train_steps)/while/body/mul", ("images, optimiser", "forward")),
+        ("rest", "jit(train_steps)/while/body/jvp()/add", ("rest", "forward")),
+    ],
+)
+def test_the_phase_of_an_instruction(part, source, found):
+    assert bench_step.phase_of(part, source) == found
+
+
+def test_seconds_of_a_step_by_part():
+    """Each conv's three products are seen apart, and nothing is lost."""
+    spec = dataclasses.replace(SPEC, head="gap")
+    images, labels = jnp.zeros((4, *spec.image_shape), jnp.uint8), jnp.zeros(4, jnp.int32)
+    program = bench_kernels.compiled_step(spec, SPACE.parse(CELL), TrainConfig(batch_size=4), images, labels, 0, 2)
+    seconds = bench_step.step_seconds(program)
+    assert set(seconds) == set(bench_step.PARTS)
+    assert all(seconds["convolution"][phase] > 0 for phase in bench_step.PHASES)
+    assert all(seconds[part]["forward"] > 0 and seconds[part]["backward"] > 0 for part in ("norm", "lif"))
+    assert not any(phases["kernel gradients"] for part, phases in seconds.items() if part != "convolution")

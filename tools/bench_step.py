@@ -1,0 +1,122 @@
+"""Where a training step's time goes, by part and direction, and what memory it takes by time steps and batch."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+import trace_parts
+from bench_common import Settings, say, table
+from bench_kernels import Program, compiled_step
+from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training.recipe import TrainConfig
+
+FORWARD, BACKWARD, KERNELS = "forward", "backward", "kernel gradients"
+PHASES: tuple[str, ...] = (FORWARD, BACKWARD, KERNELS)
+UPDATE = "images, optimiser"  # what is in neither pass
+PARTS = (*(part for part in trace_parts.PARTS if part != "gram"), UPDATE)
+
+
+def phase_of(part: str, source: str) -> tuple[str, str]:
+    """Part and phase of an instruction of a training step.
+
+    Args:
+      part: of `trace_parts.PARTS`.
+      source: the operation it came from, as JAX names it.
+    """
+    if "jvp(" not in source:
+        return (UPDATE, FORWARD) if part == trace_parts.REST else (part, FORWARD)
+    if "kernel_gradient" in source:
+        return part, KERNELS
+    return part, BACKWARD if "transpose(" in source else FORWARD
+
+
+def step_seconds(program: Program) -> dict[str, dict[str, float]]:
+    """Seconds of device time a step, the devices' mean, by part and phase.
+
+    Args:
+      program: of `compiled_step`; its state is used up.
+    """
+    state, _ = program.call(program.state)
+    jax.block_until_ready(state)
+    text = program.compiled.as_text()
+    name = text.split("HloModule ")[1].split(",")[0]
+    events, _ = trace_parts.profile(lambda: jax.block_until_ready(program.call(state)))
+    _, sources = trace_parts.device_seconds(events, {name: trace_parts.instructions(text)})
+    found: dict[str, dict[str, float]] = {part: dict.fromkeys(PHASES, 0.0) for part in PARTS}
+    for (part, source), seconds in sources.items():
+        part, phase = phase_of(part, source)
+        found[part][phase] += seconds / program.steps / len(jax.local_devices())
+    return found
+
+
+def measure_parts(settings: Settings, spec: NetworkSpec, genotype: ArrayLike) -> tuple[dict[str, Any], str]:
+    """A profile of the network that is trained.
+
+    Args:
+      settings: of the benchmark.
+      spec: the network.
+      genotype: codes [E].
+    """
+    images, labels = _noise(settings, spec, settings.options.batch)
+    config = TrainConfig(batch_size=len(labels))
+    parts = step_seconds(compiled_step(spec, genotype, config, images, labels, settings.options.seed))
+    total = sum(sum(phases.values()) for phases in parts.values())
+    rows = [
+        (part, *(f"{phases[phase]:.3f} s, {100 * phases[phase] / total:.1f} %" for phase in PHASES))
+        for part, phases in parts.items()
+    ]
+    say(f"parts: {total:.2f} s a step on each device")
+    return {"seconds": parts, "total": total}, (
+        f"### Where a step's time goes\n\nDevice time of a step, from a profile of one: {total:.2f} s in all. What was "
+        f"compiled into one instruction counts for its last part; sums and the head are in {trace_parts.REST!r}.\n\n"
+        f"{table(('', *PHASES), rows)}"
+    )
+
+
+def measure_memory(
+    settings: Settings, spec: NetworkSpec, genotype: ArrayLike, bytes_of: Callable[[Any], int | None]
+) -> tuple[dict[str, Any], str]:
+    """What a compiled step needs, by T and B: programs are compiled, none runs.
+
+    Args:
+      settings: of the benchmark.
+      spec: the network.
+      genotype: codes [E].
+      bytes_of: a compiled program's bytes.
+    """
+    options = settings.options
+    found: dict[tuple[int, int], int | None] = {}
+    for steps in options.memory_times:
+        for batch in options.memory_batches:
+            images, labels = _noise(settings, spec, batch)
+            timed = dataclasses.replace(spec, time_steps=steps)
+            config = TrainConfig(batch_size=batch)
+            found[steps, batch] = bytes_of(
+                compiled_step(timed, genotype, config, images, labels, options.seed).compiled
+            )
+            say(f"memory: T = {steps}, B = {batch}: {(found[steps, batch] or 0) / 1e6:,.0f} MB")
+    rows = [
+        (steps, *(_megabytes(found[steps, batch], batch) for batch in options.memory_batches))
+        for steps in options.memory_times
+    ]
+    entries = [{"time_steps": t, "batch": b, "program_bytes": value} for (t, b), value in found.items()]
+    return {"rows": entries}, (
+        "### Memory\n\nOf a compiled step on one device, and of that an image of its share of the batch.\n\n"
+        f"{table(('T', *(f'B = {batch}' for batch in options.memory_batches)), rows)}"
+    )
+
+
+def _megabytes(value: int | None, batch: int) -> str:
+    share = batch / len(jax.local_devices())
+    return "unknown" if value is None else f"{value / 1e6:,.0f} MB, {value / 1e6 / share:.1f} an image"
+
+
+def _noise(settings: Settings, spec: NetworkSpec, batch: int) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(settings.options.seed)
+    images = rng.integers(0, 256, (batch, *spec.image_shape), np.uint8)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, spec.num_classes, batch).astype(np.int32))
