@@ -63,7 +63,7 @@ def measure_parts(settings: Settings, spec: NetworkSpec, genotype: ArrayLike) ->
       genotype: codes [E].
     """
     images, labels = _noise(settings, spec, settings.options.batch)
-    config = TrainConfig(batch_size=len(labels))
+    config = TrainConfig(batch_size=len(labels), precision=settings.options.precision)
     parts = step_seconds(compiled_step(spec, genotype, config, images, labels, settings.options.seed))
     total = sum(sum(phases.values()) for phases in parts.values())
     rows = [
@@ -95,7 +95,7 @@ def measure_memory(
         for batch in options.memory_batches:
             images, labels = _noise(settings, spec, batch)
             timed = dataclasses.replace(spec, time_steps=steps)
-            config = TrainConfig(batch_size=batch)
+            config = TrainConfig(batch_size=batch, precision=options.precision)
             found[steps, batch] = bytes_of(
                 compiled_step(timed, genotype, config, images, labels, options.seed).compiled
             )

@@ -93,6 +93,8 @@ class Options(cli.MachineOptions):
     """Height and width of images."""
     hidden: int = 1024
     """Hidden neurons of SNASNet's head."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions in ours, but for the table by kernel size; the peers compute in float32."""
     rounds: int | None = None
     """Turns of each (4; quick 2)."""
     seconds: float | None = None
@@ -207,11 +209,14 @@ def peak_bytes(device: Any) -> int | None:
 class Ours:
     """A network of ours in training."""
 
-    def __init__(self, spec: NetworkSpec, genotype: ArrayLike, images: jax.Array, labels: jax.Array, seed: int):
+    def __init__(
+        self, spec: NetworkSpec, genotype: ArrayLike, images: jax.Array, labels: jax.Array, seed: int, precision: str
+    ):
         """Compiles, and times it."""
         start = time.perf_counter()
         at_once = len(next(in_calls(np.arange(1 << 10)))[0])  # steps of a call, as `train` makes them
-        self.program = compiled_step(spec, genotype, TrainConfig(batch_size=len(labels)), images, labels, seed, at_once)
+        config = TrainConfig(batch_size=len(labels), precision=precision)
+        self.program = compiled_step(spec, genotype, config, images, labels, seed, at_once)
         self.compile_seconds = time.perf_counter() - start
         self.spec, self.state = spec, self.program.state
         self.flops = step_flops(spec, genotype, len(labels))
@@ -261,14 +266,14 @@ def measure(settings: Settings, genotype: ArrayLike) -> tuple[dict[str, Any], st
     answers = rng.integers(0, spec.num_classes, options.batch).astype(np.int32)
     images, labels = jnp.asarray(pixels), jnp.asarray(answers)
 
-    nets = {"ours": Ours(spec, genotype, images, labels, options.seed)}
+    nets = {"ours": Ours(spec, genotype, images, labels, options.seed, options.precision)}
     nets["ours"].run(2)
     peak = peak_bytes(device)
     if "conventional" in options.sections:
         width = equal_width(spec, genotype)
         with relu_neurons() as neuron:
             like = dataclasses.replace(spec, neuron=neuron, time_steps=1, channels=width)
-            nets["conventional"] = Ours(like, genotype, images, labels, options.seed)
+            nets["conventional"] = Ours(like, genotype, images, labels, options.seed, options.precision)
         nets["conventional"].run(1)
     for name, net in nets.items():
         say(f"training: {name}, C = {net.spec.channels}, compiled in {net.compile_seconds:.1f} s")
