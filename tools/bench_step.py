@@ -13,6 +13,7 @@ import trace_parts
 from bench_common import Settings, say, table
 from bench_kernels import Program, compiled_step
 from spikernel_jax.snn.spec import NetworkSpec
+from spikernel_jax.training.devices import devices_for
 from spikernel_jax.training.recipe import TrainConfig
 
 FORWARD, BACKWARD, KERNELS = "forward", "backward", "kernel gradients"
@@ -41,8 +42,8 @@ def step_seconds(program: Program) -> dict[str, dict[str, float]]:
     Args:
       program: of `compiled_step`; its state is used up.
     """
-    state, _ = program.call(program.state)
-    jax.block_until_ready(state)
+    state, _ = jax.block_until_ready(program.call(program.state))
+    devices = len(jax.tree.leaves(state)[0].devices())
     text = program.compiled.as_text()
     name = text.split("HloModule ")[1].split(",")[0]
     events, _ = trace_parts.profile(lambda: jax.block_until_ready(program.call(state)))
@@ -50,7 +51,7 @@ def step_seconds(program: Program) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {part: dict.fromkeys(PHASES, 0.0) for part in PARTS}
     for (part, source), seconds in sources.items():
         part, phase = phase_of(part, source)
-        found[part][phase] += seconds / program.steps / len(jax.local_devices())
+        found[part][phase] += seconds / program.steps / devices
     return found
 
 
@@ -112,7 +113,7 @@ def measure_memory(
 
 
 def _megabytes(value: int | None, batch: int) -> str:
-    share = batch / len(jax.local_devices())
+    share = batch / devices_for(batch).size
     return "unknown" if value is None else f"{value / 1e6:,.0f} MB, {value / 1e6 / share:.1f} an image"
 
 
