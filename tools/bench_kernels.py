@@ -77,6 +77,13 @@ def compiled_step(
     return Program(lambda state: compiled(state, *rest), steps or 1, state, compiled, config.precision)
 
 
+def noise(spec: NetworkSpec, batch: int, seed: int) -> tuple[jax.Array, jax.Array]:
+    """A batch that shows nothing: images uint8 [B, H, W, C], and labels int32 [B]."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (batch, *spec.image_shape), np.uint8)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, spec.num_classes, batch).astype(np.int32))
+
+
 def convolution_flops(spec: NetworkSpec, genotype: ArrayLike, batch: int) -> int:
     """FLOPs of a training step's convolutions and linear layers: 3 times the forward pass's, the stem's 2 times.
 
@@ -101,7 +108,6 @@ def measure_kernels(settings: Settings) -> tuple[dict[str, Any], str]:
     """A row for each width and kernel size: seconds of a step, the best of some turns, and its share of the ceiling."""
     options = settings.options
     settings = settings.measured_again()
-    rng = np.random.default_rng(options.seed)
     rows: list[dict[str, Any]] = []
     for channels in options.widths:
         for k in options.sizes:
@@ -110,8 +116,7 @@ def measure_kernels(settings: Settings) -> tuple[dict[str, Any], str]:
                 space = CellSpace((k,), feedback=name == LOOP)
                 spec = settings.network(space, channels=channels)
                 row = space.parse(text.replace("convK", f"conv{k}"))
-                images = jnp.asarray(rng.integers(0, 256, (options.kernel_batch, *spec.image_shape), np.uint8))
-                labels = jnp.asarray(rng.integers(0, 10, options.kernel_batch).astype(np.int32))
+                images, labels = noise(spec, options.kernel_batch, options.seed)
                 config = TrainConfig(batch_size=options.kernel_batch)
                 times[name] = _stepper(compiled_step(spec, row, config, images, labels, options.seed, steps))
                 flops[name] = convolution_flops(spec, row, options.kernel_batch)

@@ -1,17 +1,14 @@
 """Where a training step's time goes, by part and direction, and what memory it takes by time steps and batch."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from numpy.typing import ArrayLike
 
 import trace_parts
 from bench_common import Settings, say, table
-from bench_kernels import Program, compiled_step
+from bench_kernels import Program, compiled_step, noise
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.devices import devices_for
 from spikernel_jax.training.recipe import TrainConfig
@@ -55,17 +52,9 @@ def step_seconds(program: Program) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure_parts(settings: Settings, spec: NetworkSpec, genotype: ArrayLike) -> tuple[dict[str, Any], str]:
-    """A profile of the network that is trained.
-
-    Args:
-      settings: of the benchmark.
-      spec: the network.
-      genotype: codes [E].
-    """
-    images, labels = _noise(settings, spec, settings.options.batch)
-    config = TrainConfig(batch_size=len(labels), precision=settings.options.precision)
-    parts = step_seconds(compiled_step(spec, genotype, config, images, labels, settings.options.seed))
+def measure_parts(program: Program) -> tuple[dict[str, Any], str]:
+    """A profile of a program, whose state is used up."""
+    parts = step_seconds(program)
     total = sum(sum(phases.values()) for phases in parts.values())
     rows = [
         (part, *(f"{phases[phase]:.3f} s, {100 * phases[phase] / total:.1f} %" for phase in PHASES))
@@ -79,27 +68,32 @@ def measure_parts(settings: Settings, spec: NetworkSpec, genotype: ArrayLike) ->
     )
 
 
-def measure_memory(
-    settings: Settings, spec: NetworkSpec, genotype: ArrayLike, bytes_of: Callable[[Any], int | None]
-) -> tuple[dict[str, Any], str]:
+def program_bytes(compiled: Any) -> int | None:
+    """Arguments, results and temporary values of a compiled program; None where its backend does not tell."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return sizes - found.alias_size_in_bytes  # results in the place of arguments
+
+
+def measure_memory(settings: Settings, spec: NetworkSpec, genotype: ArrayLike) -> tuple[dict[str, Any], str]:
     """What a compiled step needs, by T and B: programs are compiled, none runs.
 
     Args:
       settings: of the benchmark.
       spec: the network.
       genotype: codes [E].
-      bytes_of: a compiled program's bytes.
     """
     options = settings.options
     found: dict[tuple[int, int], int | None] = {}
     for steps in options.memory_times:
         for batch in options.memory_batches:
-            images, labels = _noise(settings, spec, batch)
+            images, labels = noise(spec, batch, options.seed)
             timed = dataclasses.replace(spec, time_steps=steps)
             config = TrainConfig(batch_size=batch, precision=options.precision)
-            found[steps, batch] = bytes_of(
-                compiled_step(timed, genotype, config, images, labels, options.seed).compiled
-            )
+            program = compiled_step(timed, genotype, config, images, labels, options.seed)
+            found[steps, batch] = program_bytes(program.compiled)
             say(f"memory: T = {steps}, B = {batch}: {(found[steps, batch] or 0) / 1e6:,.0f} MB")
     rows = [
         (steps, *(_megabytes(found[steps, batch], batch) for batch in options.memory_batches))
@@ -115,9 +109,3 @@ def measure_memory(
 def _megabytes(value: int | None, batch: int) -> str:
     share = batch / devices_for(batch).size
     return "unknown" if value is None else f"{value / 1e6:,.0f} MB, {value / 1e6 / share:.1f} an image"
-
-
-def _noise(settings: Settings, spec: NetworkSpec, batch: int) -> tuple[jax.Array, jax.Array]:
-    rng = np.random.default_rng(settings.options.seed)
-    images = rng.integers(0, 256, (batch, *spec.image_shape), np.uint8)
-    return jnp.asarray(images), jnp.asarray(rng.integers(0, spec.num_classes, batch).astype(np.int32))

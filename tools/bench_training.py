@@ -46,8 +46,8 @@ import ceilings
 import peers
 import peers_training
 from bench_common import Settings, filled, report, say, seconds_of, table
-from bench_kernels import MEAN, STD, compiled_step, measure_kernels
-from bench_step import measure_memory, measure_parts
+from bench_kernels import MEAN, STD, compiled_step, measure_kernels, noise
+from bench_step import measure_memory, measure_parts, program_bytes
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import normalise
 from spikernel_jax.pipeline import cli
@@ -192,15 +192,6 @@ def relu_neurons() -> Iterator[NeuronSpec]:
         del neurons.NEURONS["relu"]
 
 
-def program_bytes(compiled: Any) -> int | None:
-    """Arguments, results and temporary values of a compiled program; None where its backend does not tell."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return None
-    sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return sizes - found.alias_size_in_bytes  # results in the place of arguments
-
-
 def peak_bytes(device: Any) -> int | None:
     """The device's high-water mark so far; None where it does not tell."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
@@ -261,11 +252,7 @@ def measure(settings: Settings, genotype: ArrayLike) -> tuple[dict[str, Any], st
     """Everything that is asked for, in turns."""
     options, device = settings.options, settings.devices[0]
     spec = settings.network(SPACE, head="snasnet", head_hidden=options.hidden, dropout=0.5)
-    rng = np.random.default_rng(options.seed)
-    pixels = rng.integers(0, 256, (options.batch, *spec.image_shape), np.uint8)
-    answers = rng.integers(0, spec.num_classes, options.batch).astype(np.int32)
-    images, labels = jnp.asarray(pixels), jnp.asarray(answers)
-
+    images, labels = noise(spec, options.batch, options.seed)
     nets = {"ours": Ours(spec, genotype, images, labels, options.seed, options.precision)}
     nets["ours"].run(2)
     peak = peak_bytes(device)
@@ -283,7 +270,7 @@ def measure(settings: Settings, genotype: ArrayLike) -> tuple[dict[str, Any], st
         importlib.import_module("torch").set_num_threads(os.cpu_count())  # its own choice depends on the machine's load
         (matrix,) = peers.matrices(np.asarray(genotype)[None], spec)
         inputs = np.asarray(normalise(images, MEAN, STD))
-        peer_nets = peers_training.trainers(matrix, spec, inputs, answers, TrainConfig(), options.seed)
+        peer_nets = peers_training.trainers(matrix, spec, inputs, np.asarray(labels), TrainConfig(), options.seed)
         for name, net in peer_nets.items():
             net.run(1)
             turns[name] = net.run
@@ -321,10 +308,10 @@ def measure(settings: Settings, genotype: ArrayLike) -> tuple[dict[str, Any], st
         results |= {"skipped": skipped, "peer": None if skipped else peers.describe()}
     text = _text(settings, results)
     if "parts" in options.sections:
-        results["parts"], more = measure_parts(settings, spec, genotype)
+        results["parts"], more = measure_parts(nets["ours"].program._replace(state=nets["ours"].state))
         text += f"\n\n{more}"
     if "memory" in options.sections:
-        results["memory"], more = measure_memory(settings, spec, genotype, program_bytes)
+        results["memory"], more = measure_memory(settings, spec, genotype)
         text += f"\n\n{more}"
     return results, text
 

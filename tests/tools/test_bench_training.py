@@ -260,10 +260,19 @@ def test_refuses_bad_options_before_any_work(change, words, monkeypatch):
     scripts.refuses(bench_training, change, words)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_ours_is_compiled_in_the_precision_asked_for(precision):
+    images, labels = bench_kernels.noise(SPEC, 4, 0)
+    net = bench_training.Ours(SPEC, SPACE.parse(CELL), images, labels, 0, precision)
+    assert net.program.precision == precision
+    assert ("bf16[" in net.program.compiled.as_text()) == (precision == "bfloat16")
+
+
 def test_the_command_end_to_end(tmp_path):
     path = tmp_path / "bench.json"
     options = (
         "--quick --channels 2 --batch 4 --time-steps 2 --side 8 --hidden 8 --rounds 2 --seconds 0.01 "
+        "--memory-times 1 3 --memory-batches 4 "
         f"--widths 2 --sizes 3 --kernel-batch 4 --matmul-side 64 --bandwidth-mb 1 --json {path}"
     )
     command = [
@@ -277,6 +286,11 @@ def test_the_command_end_to_end(tmp_path):
     for heading in ("### Training step", "### What spiking costs", "### Peers", "### A step by kernel size"):
         assert heading in done.stdout
     results = json.loads(path.read_text())
+    assert "### Where a step's time goes" in done.stdout
+    assert results["parts"]["total"] > 0
+    memory = [(row["time_steps"], row["batch"]) for row in results["memory"]["rows"]]
+    assert memory == [(1, 4), (3, 4)]
+    assert results["memory"]["rows"][1]["program_bytes"] > results["memory"]["rows"][0]["program_bytes"] > 0
     ours, conventional = (results["training"][name] for name in ("ours", "conventional"))
     assert ours["of_matmul"] == pytest.approx(ours["flops"] / ours["best_s"] / results["ceilings"]["float32"])
     assert ours["images_per_s"] == pytest.approx(4 / ours["best_s"])
