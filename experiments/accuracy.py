@@ -3,7 +3,7 @@
     python experiments/accuracy.py                                          # MNIST digits, 10 minutes on 2 CPU cores
     python experiments/accuracy.py --preset smoke                           # seconds; proves only that it runs
     python experiments/accuracy.py --data cifar10 --data-dir DIR --preset cpu-1h
-    python experiments/accuracy.py --data cifar10 --data-dir DIR --preset h100-10min
+    python experiments/accuracy.py --data cifar10 --data-dir DIR --preset h100-10min --seeds 3
 
 Times a few steps, chooses as many epochs as fit into --minutes (compilation, validation, checkpoints and test
 included), writes that plan down and trains. A killed run goes on with the same schedule to the same result when the
@@ -24,9 +24,12 @@ from rich.console import Console
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.job import default_folder
 from spikernel_jax.pipeline.presets import Timed, get_timed_preset
+from spikernel_jax.report.intervals import points
 from spikernel_jax.studies.accuracy import open_training, train_in_time
+from spikernel_jax.studies.over_seeds import train_over_seeds
 
 _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
+_OF_NEURON = ("v_threshold", "surrogate", "surrogate_scale")
 _OF_RECIPE = (
     "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "trivial", "cutout", "mix", "ema",
 )  # fmt: skip
@@ -46,6 +49,9 @@ class Options(cli.MachineOptions, cli.SizeOptions):
     """Run folder; default runs/accuracy-DATA-PRESET-seedSEED."""
     seed: int = 0
     """Seed of everything random."""
+    seeds: int = 1
+    """Trainings, with this seed and the ones after it: mean, standard deviation and interval; --minutes are those of
+    one, and all have as many epochs."""
     minutes: float | None = None
     """Time from the start of the process to the report; inf sets no limit."""
     epochs: int | None = None
@@ -62,6 +68,12 @@ class Options(cli.MachineOptions, cli.SizeOptions):
     """Before the head."""
     norm: str | None = None
     """over_time (tdBN) or per_step."""
+    v_threshold: float | None = None
+    """Firing threshold."""
+    surrogate: str | None = None
+    """Stand-in for a spike's derivative: atan, sigmoid, triangle or straight_through."""
+    surrogate_scale: float | None = None
+    """Its slope; default its customary one."""
     batch_size: int | None = None
     """Images a step."""
     learning_rate: float | None = None
@@ -93,25 +105,34 @@ def settings(options: Options) -> tuple[str, Timed]:
     """Name of the preset, and its settings with what the command line changes."""
     name = options.preset or _DEFAULTS.get(options.data, "cpu-1h")
     preset = get_timed_preset(options.data, name)
-    fields = {field.name for field in dataclasses.fields(preset)} - {"training"}
+    fields = {field.name for field in dataclasses.fields(preset)} - {"training", "neuron"}
     given: dict[str, Any] = {
         field: value
-        for field in (*fields, *_OF_RECIPE)
+        for field in (*fields, *_OF_RECIPE, *_OF_NEURON)
         if (value := getattr(options, field, None)) is not None and value is not False  # a flag that is not given
     }
     if given.get("minutes") == math.inf:
         given["minutes"] = None
-    training = dataclasses.replace(
-        preset.training, **{field: given.pop(field) for field in _OF_RECIPE if field in given}
+    training, neuron = (
+        dataclasses.replace(part, **{field: given.pop(field) for field in own if field in given})
+        for part, own in ((preset.training, _OF_RECIPE), (preset.neuron, _OF_NEURON))
     )
-    return name, dataclasses.replace(preset, training=training, **given)
+    return name, dataclasses.replace(preset, training=training, neuron=neuron, **given)
 
 
 def accuracy(options: Options) -> None:
     """Trains, tests once, and prints the accuracies."""
     name, preset = settings(options)
     timed = open_training(options.data, name, preset, seed=options.seed, data_dir=options.data_dir, say=cli.say)
-    out = options.out or default_folder(options.data, name, options.seed, "accuracy")
+    kind = "accuracy" if options.seeds == 1 else f"accuracy-{options.seeds}seeds"
+    out = options.out or default_folder(options.data, name, options.seed, kind)
+    if options.seeds != 1:
+        result = train_over_seeds(timed, out, options.seeds)
+        Console().print(
+            f"{options.data}: {timed.validation_name} {points(result, 'validation_accuracy')} %, "
+            f"test {points(result, 'test_accuracy')} %, n = {result['n']}; report: {out / 'report.md'}"
+        )
+        return
     result = train_in_time(timed, out)
     Console().print(
         f"{options.data}: {timed.validation_name} {100 * result['validation_accuracy']:.2f} %, "

@@ -27,6 +27,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import DATASETS, dataset_info
 from spikernel_jax.scoring.fidelity import FIDELITIES, Fidelity
 from spikernel_jax.snn.cost import parameters_of
+from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.recipe import TrainConfig, named_recipe
 
@@ -124,6 +125,7 @@ class Timed(Sizes):
       training: the recipe; its epochs are the most that are trained, as many as `minutes` allow.
       cell: in explicit notation or SNASNet's four words.
       norm: ``"per_step"`` or ``"over_time"``.
+      neuron: of every LIF layer.
       minutes: from the start of the process to the end of the report; None sets no limit.
       all_images: train on the validation images too.
 
@@ -137,6 +139,7 @@ class Timed(Sizes):
     time_steps: int = 4
     stem_stride: int = 1
     norm: str = "over_time"
+    neuron: NeuronSpec = NeuronSpec()
     minutes: float | None = None
     all_images: bool = False
 
@@ -153,7 +156,8 @@ class Timed(Sizes):
         """
         sizes = {int(k) for k in re.findall(r"conv(\d+)", self.cell)} or {1, 3}  # four words name 1×1 and 3×3
         space = CellSpace(tuple(sorted(sizes)))
-        spec, genotype = dataclasses.replace(self.network(data, space), norm=self.norm), space.parse(self.cell)
+        own = {"norm": self.norm, "neuron": self.neuron}
+        spec, genotype = dataclasses.replace(self.network(data, space), **own), space.parse(self.cell)
         if (parameters := parameters_of(spec, genotype)) >= PARAMETER_LIMIT:
             raise ValueError(
                 f"channels={self.channels}: {parameters:,} parameters must be below {PARAMETER_LIMIT:,}; give fewer"

@@ -88,6 +88,7 @@ class TimedTraining:
       genotype: its cell, [E].
       seed: of everything random.
       say: prints a line of progress.
+      since: seconds of this process that were another training's.
     """
 
     preset_name: str
@@ -97,6 +98,11 @@ class TimedTraining:
     genotype: np.ndarray
     seed: int
     say: Callable[[str], None]
+    since: float = 0.0
+
+    def seconds(self) -> float:
+        """Since the process was started, or the last training was done."""
+        return process_seconds() - self.since
 
     @property
     def validation_name(self) -> str:
@@ -223,7 +229,7 @@ def make_plan(timed: TimedTraining, beside: Path) -> dict[str, Any]:
             costs = measure(timed, scratch / _TRAINING)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    gone = process_seconds()
+    gone = timed.seconds()
     seconds = 60 * preset.minutes - gone
     fit = epochs_that_fit(costs, seconds, timed.steps, images["validation"], images["test"])
     epoch = costs.epoch(timed.steps, images["validation"])
@@ -341,7 +347,7 @@ def _conclude(timed: TimedTraining, run: RunFolder, plan: dict[str, Any], model:
         "training_minutes": round(sum(seconds) / 60, 3),
         "compilation_minutes": round(compilation / 60, 3),
         # A finished run that is started again took as long as it took.
-        "minutes_taken": there.get("minutes_taken") if resumed else round(process_seconds() / 60, 3),
+        "minutes_taken": there.get("minutes_taken") if resumed else round(timed.seconds() / 60, 3),
     }
     run.update_summary(**summary)
     pages.write_report(run, _sections(timed, run, plan, summary))
@@ -352,13 +358,15 @@ def _sections(
     timed: TimedTraining, run: RunFolder, plan: dict[str, Any], summary: dict[str, Any]
 ) -> list[tuple[str, str]]:
     preset, images = timed.preset, counts(timed.data)
+    neuron = preset.neuron
     command = " ".join(run.record()["environment"]["command"])
     recipe = dataclasses.asdict(preset.training) | {"epochs": plan["epochs"]}
     planned, taken = summary["minutes_planned"], summary["minutes_taken"]
     about = (
         f"`{command}`\n\n{timed.data.source}\n\nCell `{preset.cell}`, C = {preset.channels}, T = {preset.time_steps}, "
-        f"stem stride {preset.stem_stride}, head {preset.head}, dropout {preset.dropout:g}, norm {preset.norm}: "
-        f"**{summary['parameters']:,} parameters**. Seed {timed.seed}, n = 1 training.\n\n"
+        f"stem stride {preset.stem_stride}, head {preset.head}, dropout {preset.dropout:g}, norm {preset.norm}, "
+        f"{neuron.model} neurons of threshold {neuron.v_threshold:g}, tau {neuron.tau:g}, surrogate "
+        f"{neuron.surrogate}: **{summary['parameters']:,} parameters**. Seed {timed.seed}, n = 1 training.\n\n"
         "Recipe: " + ", ".join(f"{name} {value}" for name, value in recipe.items()) + "."
     )
     validation = _per_cent(summary["validation_accuracy"], images["validation"])

@@ -281,3 +281,41 @@ def test_a_damaged_plan_is_one_line(finished, tmp_path, capsys):
         (out / "plan.json").write_text(content)
         assert "plan.json is not as this run wrote it" in refused(capsys, *SMALL, "--minutes", "inf", "--out", str(out))
     assert not (out / "training").exists()
+
+
+def test_over_seeds_each_is_the_training_of_its_seed(tmp_path, monkeypatch, capsys):
+    """The first seed's plan is everyone's; a second start trains nothing; mean and deviation are NumPy's."""
+    out, options = tmp_path / "seeds", [*SMALL, "--minutes", "40", "--seeds", "3"]
+    monkeypatch.setattr(accuracy, "measure", lambda task, folder: Costs(1.0, 0.01, 0.001, 0.1))
+    told_apart = {0: 0.5, 1: 0.125, 2: 0.25}
+    monkeypatch.setattr(accuracy, "evaluate", lambda model, split: told_apart[model.metrics["seed"]])
+    start(*options, "--out", str(out))
+    start(*SMALL, "--minutes", "inf", "--seed", "2", "--out", str(tmp_path / "alone"))
+    assert_same_result(out / "seed2", tmp_path / "alone")
+    runs = [RunFolder.open(out / f"seed{seed}") for seed in range(3)]
+    assert runs[0].read_json("plan.json")["minutes"] == 40
+    assert all(run.read_json("plan.json") == {"epochs": 2} for run in runs[1:])
+    tests = [run.read_json("test.json")["test_accuracy"] for run in runs]
+    assert tests == list(told_apart.values())
+    summary = RunFolder.open(out).summary()
+    assert summary["n"] == 3
+    assert summary["test_accuracy"] == pytest.approx(np.mean(tests))
+    assert summary["test_accuracy_sd"] == pytest.approx(np.std(tests, ddof=1))
+    report = (out / "report.md").read_text()
+    assert f"**{100 * np.mean(tests):.2f} ± {100 * np.std(tests, ddof=1):.2f} [" in report
+    capsys.readouterr()
+    monkeypatch.setattr(accuracy, "evaluate", None)
+    start(*options, "--out", str(out))
+    assert f"{100 * np.mean(tests):.2f} ± " in capsys.readouterr().out
+    assert (out / "report.md").read_text() == report
+    assert "seeds=0 must be" in refused(capsys, *SMALL, "--seeds", "0", "--out", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_neuron_of_ones_own(tmp_path, capsys):
+    out = tmp_path / "neuron"
+    start(*SMALL, "--minutes", "inf", "--v-threshold", "0.5", "--surrogate", "triangle", "--out", str(out))
+    model = load_model(out / "checkpoint")
+    assert (model.spec.neuron.v_threshold, model.spec.neuron.surrogate) == (0.5, "triangle")
+    assert "neurons of threshold 0.5, tau 1.33333, surrogate triangle" in (out / "report.md").read_text()
+    assert "surrogate='x'" in refused(capsys, *SMALL, "--surrogate", "x", "--out", str(tmp_path / "none"))
