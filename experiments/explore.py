@@ -2,12 +2,16 @@
 
     python experiments/explore.py                       # 5,000 MNIST digits, under 10 minutes on 2 cores
     python experiments/explore.py --data cifar10        # an hour or two on 2 cores
+    python experiments/explore.py --from RUN --out NEW  # a run again, as it was
 
-Ends with a table, and a run folder with tables, figures, report.md and trained, exported checkpoints.
+Ends with a table, and a run folder with tables, figures, report.html, report.md and trained, exported checkpoints.
 """
 
 import dataclasses
+from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 
 from spikernel_jax.pipeline import baselines, cli, finalists, impact, kernel_sets, search, tradeoff
@@ -17,6 +21,9 @@ from spikernel_jax.report import pages
 @dataclasses.dataclass(frozen=True)
 class Options(cli.Shared, cli.SetOptions, cli.ImpactOptions, cli.TrainingOptions):
     """Options of the whole job."""
+
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A run to repeat in the folder --out: its data set, preset, seed and options as its own folder has them."""
 
 
 def explore(options: Options) -> None:

@@ -25,6 +25,7 @@ from spikernel_jax.snn.spec import NetworkSpec
 from work import Work, necessary_work
 
 Rows = NDArray[np.int8]
+PROGRAMS = ("jit_prepare", "jit_score_groups", "jit_score_each", "jit_tile_groups", "jit_tile_each")  # of a scorer
 Options = TypeVar("Options")
 
 
@@ -52,7 +53,7 @@ def filled(
         full = dataclasses.replace(full, matmul_side=3072 if platform == "cpu" else 8192)
     for field in dataclasses.fields(full):
         value = getattr(full, field.name)
-        least = 0 if field.name in ("quick", "seed", *zero) else 1
+        least = 0 if field.name in ("quick", "methods", "seed", *zero) else 1
         flag = f"--{field.name.replace('_', '-')} {value}"
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, int) and number < least for number in numbers):
@@ -247,6 +248,7 @@ class Bench:
         lanes: int | None = None,
         score: str = "sahd_paper",
         chunk: int | None = None,
+        method: str | None = None,
     ):
         """Compiles for parts of `chunk` rows (None: as many as needed) on the first `lanes` devices (None: all)."""
         options = settings.options
@@ -257,7 +259,7 @@ class Bench:
         rng = np.random.default_rng(options.seed)
         self.images = rng.normal(size=(2, options.batch, *spec.image_shape)).astype(np.float32)
         chunk = chunk or max(map(len, self.parts))
-        self.scorer = Scorer(self.bank, self.images, spec, score=score, chunk=chunk, devices=devices)
+        self.scorer = Scorer(self.bank, self.images, spec, score=score, chunk=chunk, devices=devices, method=method)
         self.replicate = 1
         first, second = (seconds_of(lambda: self.run([part[:1] for part in self.parts])) for _ in range(2))
         self.compile_seconds = first - second

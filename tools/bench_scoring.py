@@ -9,6 +9,7 @@ stderr.
 - parts: the device time of one such call, by part of the network, from a profile.
 - peers: the public way in PyTorch (`peers`; skipped where it is not installed), and the same score under `jax.vmap`,
   in turns with ours.
+- methods (``--methods``, alone): the ways of scoring side by side at low, medium and full fidelity.
 - scaling: over candidates, and over lanes (devices; each CPU core is shown to JAX as one).
 
 Compilation is timed apart: the first call of a program, with one candidate a lane, less the second. Times of calls are
@@ -28,6 +29,7 @@ import numpy as np
 import ceilings
 import trace_parts
 from bench_common import (
+    PROGRAMS,
     Bench,
     Settings,
     filled,
@@ -39,6 +41,7 @@ from bench_common import (
     seconds_of,
     table,
 )
+from bench_methods import measure_methods
 from bench_rivals import measure_peers
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import cli
@@ -62,6 +65,8 @@ class Options:
     """Results as JSON, written anew after each section."""
     quick: bool = False
     """Takes the quick defaults."""
+    methods: bool = False
+    """Measures nothing but the methods, side by side at three fidelities, on the first set."""
     sections: tuple[Section, ...] = ("limit", "parts", "peers", "scaling")
     """What is measured."""
     sets: tuple[str, ...] | None = None
@@ -194,7 +199,7 @@ def _limit_text(settings: Settings, entries: list[dict[str, Any]]) -> str:
 
 
 def _profile_entry(settings: Settings, bench: Bench, untraced: float) -> dict[str, Any]:
-    ours = trace_parts.live_programs(settings.devices[0], ("jit_prepare", "jit_by_lane"))
+    ours = trace_parts.live_programs(settings.devices[0], PROGRAMS)
     events, traced = trace_parts.profile(bench.run)
     parts, sources = trace_parts.device_seconds(events, ours)
     total = sum(parts.values())
@@ -279,11 +284,13 @@ def bench(options: Options) -> None:
     options = resolved(options, devices[0].platform)
     for text in options.sets or ():
         parse_set(text)
-    wanted = {
+    wanted: dict[str, Any] = {
         "": {"limit", "parts"} & {*options.sections} and measure_limit,
         "peers": "peers" in options.sections and measure_peers,
         "scaling": "scaling" in options.sections and measure_scaling,
     }
+    if options.methods:
+        wanted = {"": measure_methods}
     settings = Settings(options, devices, ceilings.Ceilings(0, 0, 0)).measured_again()
     sections = {name: measure for name, measure in wanted.items() if measure}
     report("Scoring benchmark", __file__, began, settings, sections)

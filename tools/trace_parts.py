@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,11 +122,26 @@ def device_seconds(
       events: of a trace, in Chrome's format (`traceEvents`). Of a GPU's those on its streams count.
       programs: instructions of each module that counts, by its name.
     """
+    parts: Counter[str] = Counter({part: 0.0 for part in PARTS})
+    sources: Counter[tuple[str, str]] = Counter()
+    for instruction, name, seconds in _of_devices(events, programs):
+        parts[instruction.part] += seconds  # pyright: ignore[reportArgumentType]
+        sources[instruction.part, instruction.source or name] += seconds  # pyright: ignore[reportArgumentType]
+    return parts, sources
+
+
+def launches(events: Iterable[Mapping[str, Any]], programs: Mapping[str, Mapping[str, Instruction]]) -> int:
+    """How many instructions the devices ran; arguments as `device_seconds`."""
+    return sum(1 for _ in _of_devices(events, programs))
+
+
+def _of_devices(
+    events: Iterable[Mapping[str, Any]], programs: Mapping[str, Mapping[str, Instruction]]
+) -> Iterator[tuple[Instruction, str, float]]:
+    """Each event of a device that is not of instructions inside it: the instruction, its name, and seconds."""
     events = list(events)
     threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e.get("name") == "thread_name"}
     streams = {thread for thread, name in threads.items() if name.startswith("Stream")}
-    parts: Counter[str] = Counter({part: 0.0 for part in PARTS})
-    sources: Counter[tuple[str, str]] = Counter()
     for event in events:
         arguments = event.get("args", {})
         program = programs.get(arguments.get("hlo_module", ""))
@@ -137,9 +152,7 @@ def device_seconds(
         name = arguments["hlo_op"]
         instruction = program.get(name, Instruction("", REST, name))
         if instruction.opcode not in _NESTING:
-            parts[instruction.part] += event["dur"] / 1e6
-            sources[instruction.part, instruction.source or name] += event["dur"] / 1e6
-    return parts, sources
+            yield instruction, name, event["dur"] / 1e6
 
 
 def live_programs(device: Any, names: Container[str]) -> dict[str, dict[str, Instruction]]:

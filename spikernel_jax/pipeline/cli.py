@@ -80,6 +80,10 @@ class SetOptions(BudgetOptions):
     """Epochs that the short trainings of the trainings strategy take together; default the preset's."""
     search_seconds: float | None = None
     """The same in seconds, of which the first two trainings show how many epochs they are."""
+    method: Literal["shared", "batched", "each"] | None = None
+    """How cells are scored: shared (the default for forward cells) computes once what they have in common in cell 1,
+    batched does too and lets tiles of them go through the rest side by side, each scores every cell by itself. Scores
+    are the same up to rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +214,8 @@ def open_job(options: Shared, **named: Any) -> job.Job:
         given=given,
         say=say if named.get("processes", ALONE).first else lambda _: None,
         loaded={path.name: _LOADED[path.resolve()] for path in options.load},
+        method=getattr(options, "method", None),
+        like=getattr(options, "from_", None),
         **named,
     )
 

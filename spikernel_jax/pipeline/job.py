@@ -12,6 +12,7 @@ import jax
 
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Dataset, load_dataset
+from spikernel_jax.io import files
 from spikernel_jax.io.processes import ALONE, Processes
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline.options import StepOptions, resolve
@@ -48,6 +49,7 @@ class Job:
       options: of the four steps.
       say: prints a line of progress.
       processes: this process among those of the job.
+      method: of scoring, of `scorer.METHODS`; None is the machine's own.
     """
 
     run: RunFolder
@@ -57,6 +59,7 @@ class Job:
     options: StepOptions
     say: Say
     processes: Processes = ALONE
+    method: str | None = None
 
     @property
     def seeds(self) -> range:
@@ -172,6 +175,8 @@ def open_job(
     needs: tuple[str, str] | None = None,
     processes: Processes = ALONE,
     loaded: Mapping[str, str] | None = None,
+    method: str | None = None,
+    like: Path | None = None,
 ) -> Job:
     """Checks all settings, loads the data, and makes or continues the run folder of the four steps, in that order.
 
@@ -188,6 +193,8 @@ def open_job(
       needs: a table that an earlier step must have left, and the script that leaves it.
       processes: this process among those of the job.
       loaded: names of files that registered what the options name, and a digest of each, which the run keeps to.
+      method: of scoring; it changes scores by rounding only, so it is none of the run's options.
+      like: a run to repeat in another folder, as it was.
 
     Returns:
       The job.
@@ -196,6 +203,9 @@ def open_job(
       ValueError: one line on the first thing that is wrong; nothing has been written then.
     """
     config_there, options_there = settings_there(out) if out else ({}, {})
+    if like:
+        named = {"data": data, "preset": preset, "seed": seed, **given}
+        config_there, options_there = _to_repeat(like, out, named, dict(loaded or {}))
     data = str(data or config_there.get("data", "mnist5k"))
     preset = str(preset or config_there.get("preset", "cpu"))
     seed = check_seed(int(config_there.get("seed", 0)) if seed is None else seed)
@@ -214,7 +224,26 @@ def open_job(
     settled |= {"loaded": dict(loaded)} if loaded else {}
     _agree(options, processes)
     run = open_folder(out, settled | {"images": counts(images)}, images, say, processes)
-    return Job(run, images, settings, seed, options, say, processes)
+    return Job(run, images, settings, seed, options, say, processes, method)
+
+
+def _to_repeat(
+    like: Path, out: str | Path | None, given: Mapping[str, Any], loaded: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and options of a run that another folder is to repeat; ValueError where it would not."""
+    config, options = settings_there(like)
+    if not config:
+        raise ValueError(f"--from {like}: no run's folder, it has no config.json")
+    if out is None or Path(out).resolve() == like.resolve():
+        raise ValueError(f"--from {like}: give --out, the folder of the new run")
+    if more := [name for name, value in given.items() if value is not None and value != ()]:
+        raise ValueError(f"--from {like} repeats a run as it was: leave out --{more[0].replace('_', '-')}")
+    if (before := config.get("loaded", {})) != loaded:
+        raise ValueError(f"--from {like}: give --load the files of that run, unchanged: {', '.join(before) or 'none'}")
+    ours = files.as_json(dataclasses.asdict(get_preset(config["data"], config["preset"])), "the preset")
+    if differing := files.differences(config["settings"], ours):
+        raise ValueError(f"--from {like}: preset {config['preset']} was another one then ({'; '.join(differing)})")
+    return config, options
 
 
 def _agree(options: StepOptions, processes: Processes) -> None:

@@ -11,7 +11,7 @@ from spikernel_jax.cells.kernels import Kernel, kernel_set_text
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import figures
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
-from spikernel_jax.scoring.scorer import paired_standard_errors
+from spikernel_jax.scoring.replicates import paired_standard_errors
 from spikernel_jax.search import halving, shorts
 from spikernel_jax.search.halving import Cells, Rung, Search
 from spikernel_jax.search.queue import NothingFitsError
@@ -42,6 +42,7 @@ def settled(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> Search:
         origin={"data": job.data.name, "seed": job.seed, "train": len(job.data.train.labels)},
         processes=job.processes,
         say=job.say,
+        method=job.method,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from spikernel_jax.cells.kernels import kernel_set
+from spikernel_jax.data import Split
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.pipeline import baselines
 from spikernel_jax.pipeline.job import Job
@@ -19,11 +20,15 @@ from spikernel_jax.report import figures
 from spikernel_jax.search.queue import NothingFitsError
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.devices import NO_LIMIT, Budget, broken
+from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.checkpoint import load_model
+from spikernel_jax.training.evaluation import activity
 
 if TYPE_CHECKING:
     import polars as pl
+
+_IMAGES = 256  # of the validation split, that firing rates are the means of
 
 
 def _candidates(accuracy: Any, memory: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +164,8 @@ def choose_model(job: Job) -> "pl.DataFrame":
 
     Both use mean validation accuracy; test accuracy is only reported. Memory is counted at this job's bits,
     which need not be those of the search. Leaves ``tables/tradeoff.parquet`` (a row for each finalist and baseline),
-    ``figures/tradeoff.png``, `chosen` and `search_helped` in ``summary.json``, and ``report.md``.
+    ``tables/activity.parquet`` (`activity_of` the chosen one), ``figures/tradeoff.png``, `chosen` and `search_helped`
+    in ``summary.json``, ``report.md`` and ``report.html``.
 
     Raises:
       NothingFitsError: one line, if no finalist fits.
@@ -189,9 +195,28 @@ def choose_model(job: Job) -> "pl.DataFrame":
         sets = finalists.filter(pl.col("name") == chosen["name"])["kernel_set"][0]
         helped = baselines.verdict(by_seed["finalists"], by_seed["baselines"], table)
         run.update_summary(chosen=_summary(job, chosen, sets), search_helped=helped)
+        run.write_table(
+            "activity", activity_of(models[mean["name"].to_list().index(chosen["name"])], job.data.validation)
+        )
     job.say(helped["text"])
     job.say(f"report: {write_summary_report(job)}")
     return table
+
+
+def activity_of(model: Model, split: Split) -> "pl.DataFrame":
+    """A row for each LIF layer and time step: spikes of the split's first image, and the layer's firing rate.
+
+    `rate` is the mean over `images` images and all time steps; `neurons` fire at most once a time step.
+    """
+    import polars as pl
+
+    images = split.images[:_IMAGES]
+    return pl.DataFrame([
+        {"site": site, "time_step": step, "spikes": float(spikes), "neurons": own.neurons, "rate": own.rate,
+         "images": len(images)}
+        for site, own in activity(model, images).items()
+        for step, spikes in enumerate(own.spikes_T)
+    ])  # fmt: skip
 
 
 def _summary(job: Job, chosen: dict[str, Any], sets: str) -> dict[str, Any]:

@@ -49,12 +49,14 @@ class Program:
       score: a registered score.
       steps: time steps that go through the layers together; divides T.
       bfloat16: whether convolutions and Gram matrices read their spikes in bfloat16.
+      tile: candidates that go through the network as one batch (`batched`); 1 where they go one after another.
     """
 
     spec: NetworkSpec
     score: str
     steps: int
     bfloat16: bool
+    tile: int = 1
 
     @property
     def spike_dtype(self) -> Any:
@@ -163,47 +165,57 @@ def _node(net: network.Pass, x_TBHWC: Array, needs: Array, *codes: Array) -> tup
     return tuple(spikes for spikes, _ in fired), tuple(rho for _, rho in fired)
 
 
+def of_group(
+    program: Program, shared: Shared, bank: network.Params, groups: Groups, g: Array, tables: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], dict[str, Array]]:
+    """What the candidates of a group share: tables of operations on (1,3) and (2,3), and rho of cell 1's LIFs.
+
+    The tables are those of the group before, with the entries that this one needs put in: an operation's value is
+    [T, B, H, W, C], and none's is always 0.
+    """
+    spec = program.spec
+    x0 = shared.x0_BHWC[None]
+    row, needs = groups.rows[groups.starts[g], 0], groups.needs[g]
+    net = _begin(program, row, bank, {})
+    x1 = _operation(net, E01, row[E01], x0, shared.spikes_RTBHWC)
+    x2 = _operation(net, E02, row[E02], x0, shared.spikes_RTBHWC)
+    spikes1, rho1 = _node(net, x1, needs[0], row[E12])
+    x2 = x2 + _operation(net, E12, row[E12], x1, spikes1)
+    spikes2, rho2 = _node(net, x2, needs[1])
+
+    def filled(table: Array, side: int, edge: int, x: Array, spikes: tuple[Array, ...]) -> Array:
+        for op in range(1, spec.space.num_ops):
+            entry = lambda table, op=op: table.at[op].set(_operation(net, edge, op, x, spikes))  # noqa: E731
+            table = lax.cond(needs[side, op], entry, lambda table: table, table)
+        return table
+
+    records = {
+        reader.site("cell1", node): rho
+        for node, rhos in enumerate((shared.rho_RTBB, rho1, rho2))
+        for reader, rho in zip(spec.readers, rhos, strict=True)
+    }
+    return (filled(tables[0], 0, E13, x1, spikes1), filled(tables[1], 1, E23, x2, spikes2)), records
+
+
 def score_groups(program: Program, shared: Shared, bank: network.Params, groups: Groups) -> tuple[Array, Array]:
     """Scores and LIF calls [chunk] of grouped forward candidates; zeros behind the last one."""
-    spec = program.spec
-    ops = range(spec.space.num_ops)
-    x0 = shared.x0_BHWC[None]
 
-    def one_group(g: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        results, table1, table2 = carry
-        start, end = groups.starts[g], groups.starts[g + 1]
-        row, needs = groups.rows[start, 0], groups.needs[g]
-        net = _begin(program, row, bank, {})
-        x1 = _operation(net, E01, row[E01], x0, shared.spikes_RTBHWC)
-        x2 = _operation(net, E02, row[E02], x0, shared.spikes_RTBHWC)
-        spikes1, rho1 = _node(net, x1, needs[0], row[E12])
-        x2 = x2 + _operation(net, E12, row[E12], x1, spikes1)
-        spikes2, rho2 = _node(net, x2, needs[1])
-
-        def filled(table: Array, side: int, edge: int, x: Array, spikes: tuple[Array, ...]) -> Array:
-            """The table with entries that the group needs; others may be of groups before. None's is always 0."""
-            for op in ops[1:]:
-                entry = lambda table, op=op: table.at[op].set(_operation(net, edge, op, x, spikes))  # noqa: E731
-                table = lax.cond(needs[side, op], entry, lambda table: table, table)
-            return table
-
-        table1, table2 = filled(table1, 0, E13, x1, spikes1), filled(table2, 1, E23, x2, spikes2)
-        records = {
-            reader.site("cell1", node): rho
-            for node, rhos in enumerate((shared.rho_RTBB, rho1, rho2))
-            for reader, rho in zip(spec.readers, rhos, strict=True)
-        }
+    def one_group(g: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        results, tables = carry
+        tables, records = of_group(program, shared, bank, groups, g, tables)
 
         def one(i: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
             pair = groups.rows[i]
-            parts = [(shared.direct_OTBHWC, pair[0, E03]), (table1, pair[0, E13]), (table2, pair[0, E23])]
-            terms = collect(records | _behind_cell1(program, pair, bank, parts), spec.sites(pair))
+            codes = (pair[0, E03], pair[0, E13], pair[0, E23])
+            parts = list(zip((shared.direct_OTBHWC, *tables), codes, strict=True))
+            terms = collect(records | _behind_cell1(program, pair, bank, parts), program.spec.sites(pair))
             return _noted(program, results, i, terms)
 
-        return lax.fori_loop(start, end, one, results), table1, table2
+        return lax.fori_loop(groups.starts[g], groups.starts[g + 1], one, results), tables
 
     empty = jnp.zeros_like(shared.direct_OTBHWC)
-    results, _, _ = lax.fori_loop(0, groups.groups, one_group, (_nothing(groups.rows, x0.dtype), empty, empty))
+    results = _nothing(groups.rows, shared.x0_BHWC.dtype)
+    results, _ = lax.fori_loop(0, groups.groups, one_group, (results, (empty, empty)))
     return results
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,38 +21,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import check_images
 from spikernel_jax.io.checks import whole
-from spikernel_jax.scoring import engine
+from spikernel_jax.scoring import batched, engine
+from spikernel_jax.scoring.replicates import Scores, over_replicates
+from spikernel_jax.scoring.room import Device, free_bytes, lanes_that_fit, table_bytes, tile_that_fits
 from spikernel_jax.scoring.scores import get_score, scored_spec
 from spikernel_jax.snn import network
 from spikernel_jax.snn.cost import checked_genotypes, pairs
 from spikernel_jax.snn.spec import NetworkSpec
 
 Array = jax.Array
-Device = Any  # jaxlib does not say what type a device has
 Result = TypeVar("Result")
 
-METHODS = ("shared", "each")
+METHODS = ("shared", "batched", "each")
 PRECISIONS = ("float32", "bfloat16")
 _LARGEST_CHUNK = 256
-_TABLE_SHARE = 0.5  # of the free memory, that tables of shared work may take
-
-
-class Scores(NamedTuple):
-    """Scores of a population.
-
-    Example:
-      >>> import numpy as np
-      >>> from spikernel_jax import Scores
-      >>> replicates = np.array([[3.0, 5.0], [1.0, 2.0]])  # two cells, two draws
-      >>> found = Scores(replicates.mean(1), replicates.std(1, ddof=1) / 2**0.5, replicates, np.array([8, 6]))
-      >>> found.scores.argmax(), found.standard_errors.tolist()
-      (np.int64(0), [1.0, 0.5])
-    """
-
-    scores: NDArray[np.float64]  # [n] mean over replicates; NaN or -inf is kept as it is
-    standard_errors: NDArray[np.float64]  # [n] of the mean's level, NaN for one replicate
-    replicates: NDArray[np.float64]  # [n, R]
-    lif_calls: NDArray[np.int64]  # [n] LIF calls that the score counts
 
 
 def make_bank(key: Array, spec: NetworkSpec, seeds: int = 1) -> network.Params:
@@ -91,48 +72,6 @@ def _draw_bank(key: Array, spec: NetworkSpec, seeds: int) -> network.Params:
     return jax.tree.map(lambda leaf: lax.reduce_precision(leaf, exponent_bits=8, mantissa_bits=7), bank)
 
 
-def over_replicates(replicates: NDArray[np.float64], lif_calls: NDArray[np.int64]) -> Scores:
-    """Means and standard errors of replicates [n, R]."""
-    n, seeds = replicates.shape
-    with np.errstate(invalid="ignore"):  # a score of -inf has no spread
-        mean = replicates.mean(1)
-        error = replicates.std(1, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.full(n, np.nan)
-    return Scores(mean, error, replicates, lif_calls)
-
-
-def paired_standard_errors(replicates: ArrayLike) -> NDArray[np.float64]:
-    """Standard errors of each candidate's score relative to the population's, for common random numbers.
-
-    The noise of a replicate's weights and batch is mostly common to all candidates, and cancels where
-    candidates are compared. `Scores.standard_errors` still holds it: they say how far a score's level
-    would move if drawn anew. These say how far a candidate would move against the others, and so tell
-    candidates apart.
-
-    Args:
-      replicates: [n, R], column r of all candidates drawn together (`score_population`). Candidates with
-        a replicate that is not finite are left out of the means that are subtracted.
-
-    Returns:
-      [n] standard errors of the mean over replicates of score less the population's mean score in that
-      replicate; NaN for one replicate, and for candidates with one that is not finite. Two candidates
-      alone are equally far from their mean, so both errors are then half that of their difference; a
-      lone candidate is its own mean, and its error 0.
-
-    Raises:
-      ValueError: if replicates are not [n, R].
-    """
-    values = np.asarray(replicates, np.float64)
-    if values.ndim != 2:
-        raise ValueError(f"replicates have shape {values.shape}; want [n, R]")
-    n, seeds = values.shape
-    errors = np.full(n, np.nan)
-    finite = np.isfinite(values).all(1)
-    if seeds > 1 and finite.any():
-        relative = values[finite] - values[finite].mean(0)
-        errors[finite] = relative.std(1, ddof=1) / np.sqrt(seeds)
-    return errors
-
-
 def some_genotypes(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.int8]:
     """Genotypes to score, as `checked_genotypes`; ValueError where there are none, too."""
     rows = checked_genotypes(spec, genotypes)
@@ -141,57 +80,43 @@ def some_genotypes(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.int8]:
     return rows
 
 
-def free_bytes(device: Device) -> int:
-    """Memory of a device that is free now; the host's for a CPU."""
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
-
-
-def table_bytes(spec: NetworkSpec, batch: int) -> int:
-    """Bytes of the tables that a device holds for shared work: three edges, each with every operation."""
-    h, w = spec.cell_size(0)
-    return 3 * spec.space.num_ops * spec.time_steps * batch * h * w * spec.channels * 4
-
-
-def lanes_that_fit(devices: int, tables: int, free: int, one_memory: bool) -> int:
-    """How many devices can hold tables of shared work in half the free memory; 0 if none.
-
-    Args:
-      devices: how many there are.
-      tables: bytes of one device's tables.
-      free: bytes that are free, on one device or, with `one_memory`, for all of them together.
-      one_memory: whether the devices share their memory, as those of a CPU do.
-    """
-    room = int(_TABLE_SHARE * free // tables)
-    return min(devices, room) if one_memory else devices * (room > 0)
-
-
 def _has_bfloat16(device: Device) -> bool:
     """Whether convolutions in bfloat16 are faster there than in float32; on CPUs they are not."""
     capability = float(getattr(device, "compute_capability", None) or 0) if device.platform == "gpu" else 0
     return device.platform == "tpu" or capability >= 8
 
 
+class _Programs(NamedTuple):
+    """The compiled programs of one set of devices; all but `prepare` run lane by lane."""
+
+    prepare: Callable[..., engine.Shared]
+    score_groups: Callable[..., tuple[Array, Array]]
+    score_each: Callable[..., tuple[Array, Array]]
+    tile_groups: Callable[..., tuple[Array, Array]]
+    tile_each: Callable[..., tuple[Array, Array]]
+
+
 @functools.cache
-def _programs(mesh: Mesh) -> tuple[Callable[..., Any], ...]:
-    """The compiled programs of one set of devices: `prepare`, `score_groups` and `score_each`, lane by lane."""
+def _programs(mesh: Mesh) -> _Programs:
+    """Each program has its function's name, by which a profile tells them apart."""
 
-    def by_lane(body: Callable[..., Any], shared: int, program: engine.Program, *args: Any) -> Any:
-        """Runs body on every device with its own row of the arguments after the first `shared` ones."""
+    def by_lane(body: Callable[..., Any]) -> Callable[..., Any]:
+        """Runs body on every device with its own row of the arguments after the first two."""
 
-        def lane(*args: Any) -> Any:
-            own = jax.tree.map(lambda leaf: leaf[0], args[shared:])
-            return jax.tree.map(lambda leaf: leaf[None], body(program, *args[:shared], *own))
+        @functools.wraps(body)
+        def run(program: engine.Program, *args: Any) -> Any:
+            def lane(*args: Any) -> Any:
+                own = jax.tree.map(lambda leaf: leaf[0], args[2:])
+                return jax.tree.map(lambda leaf: leaf[None], body(program, *args[:2], *own))
 
-        specs = (P(),) * shared + (P("lanes"),) * (len(args) - shared)
-        return jax.shard_map(lane, mesh=mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False)(*args)
+            specs = (P(), P()) + (P("lanes"),) * (len(args) - 2)
+            return jax.shard_map(lane, mesh=mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False)(*args)
 
-    return (
+        return jax.jit(run, static_argnums=0)
+
+    return _Programs(
         jax.jit(engine.prepare, static_argnums=0, out_shardings=NamedSharding(mesh, P())),
-        jax.jit(functools.partial(by_lane, engine.score_groups, 2), static_argnums=0),
-        jax.jit(functools.partial(by_lane, engine.score_each, 2), static_argnums=0),
+        *map(by_lane, (engine.score_groups, engine.score_each, batched.tile_groups, batched.tile_each)),
     )
 
 
@@ -199,10 +124,15 @@ def _ladder(method: str, program: engine.Program, batch: int) -> Iterator[tuple[
     """Ways to score, each of which needs less memory than the one before: method, program, and what to say of it."""
     spec = program.spec
     yield method, program, ""
-    if method == "shared":
+    while method == "batched" and program.tile > 1:
+        less = next(n for n in range(program.tile // 2, 0, -1) if program.tile % n == 0)
+        why = f"out of memory with {program.tile} candidates side by side: going on with {less}"
+        program = dataclasses.replace(program, tile=less)
+        yield method, program, why
+    if method != "each" and not spec.space.feedback:
         tables = table_bytes(spec, batch) / 2**20
         why = f"out of memory with tables of shared work ({tables:.0f} MiB per device): going on without them"
-        yield "each", dataclasses.replace(program), why
+        yield "each", program, why
     if program.steps > 1 and spec.norm == "per_step" and not spec.space.feedback:
         why = f"out of memory with all {spec.time_steps} time steps together: going on step by step"
         yield "each", dataclasses.replace(program, steps=1), why
@@ -233,14 +163,14 @@ def _seeds_of(bank: network.Params, spec: NetworkSpec) -> int:
 class Scorer:
     """Scores candidates on all local devices, each replicate with a bank and a batch of its own.
 
-    Candidates run one after another on a device, so memory does not grow with their number: what can outgrow it
-    are the tables of shared work, and the activations of all time steps together. Where they do, the scorer says
-    so, and goes on without tables, then with one time step at a time.
+    Memory does not grow with the number of candidates: they run one after another on a device, or tile by tile. What
+    can outgrow it are a tile, the tables of shared work, and the activations of all time steps together. Where they
+    do, the scorer says so, and goes on with smaller tiles, without tables, then with one time step at a time.
 
     Attributes:
       lanes: parts that run side by side in one call, one a device.
       chunk: largest number of rows of a part.
-      method: ``"shared"`` or ``"each"``.
+      method: ``"shared"``, ``"batched"`` or ``"each"``.
       precision: ``"float32"`` or ``"bfloat16"``.
       seeds: R.
     """
@@ -256,6 +186,7 @@ class Scorer:
         precision: str | None = None,
         steps: int | None = None,
         chunk: int = _LARGEST_CHUNK,
+        tile: int | None = None,
         devices: Sequence[Device] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ):
@@ -274,8 +205,8 @@ class Scorer:
             raise ValueError("images are uint8; want normalised ones (spikernel_jax.data.normalise)")
         check_images(batches.reshape(-1, *spec.image_shape))
         found = jax.local_devices() if devices is None else list(devices)
+        one_memory = found[0].platform == "cpu"
         if method is None:
-            one_memory = found[0].platform == "cpu"
             lanes = lanes_that_fit(len(found), table_bytes(spec, batches.shape[1]), free_bytes(found[0]), one_memory)
             method = "shared" if lanes and not spec.space.feedback else "each"
             found = found[:lanes] if method == "shared" else found
@@ -287,18 +218,41 @@ class Scorer:
         if method == "shared" and spec.space.feedback:
             raise ValueError("method='shared': feedback cells share no work; give method='each'")
         if steps is None:  # one step's activations may fit a CPU's cache; an accelerator wants large kernels
-            steps = 1 if found[0].platform == "cpu" and spec.norm == "per_step" else spec.time_steps
+            alone = method != "batched" and spec.norm == "per_step"
+            steps = 1 if found[0].platform == "cpu" and alone else spec.time_steps
         if steps < 1 or spec.time_steps % steps or (spec.norm == "over_time" and steps < spec.time_steps):
             raise ValueError(f"steps={steps} must divide T={spec.time_steps}, and be T for norm='over_time'")
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1")
+        if method != "batched":
+            if tile not in (None, 1):
+                raise ValueError(f"tile={tile}: candidates go one after another; give method='batched'")
+            tile = 1
+        elif steps < spec.time_steps:
+            raise ValueError(f"steps={steps}: a batch of candidates goes through all {spec.time_steps} together")
+        if tile is None:
+            room = free_bytes(found[0]) // (len(found) if one_memory else 1)
+            room -= 0 if spec.space.feedback else table_bytes(spec, batches.shape[1])
+            tile = tile_that_fits(spec, batches.shape[1], room, chunk)
+        if tile < 1 or chunk % tile:
+            raise ValueError(f"tile={tile} must divide chunk={chunk}")
         self.precision, self.chunk, self.lanes = precision, chunk, len(found)
-        program = engine.Program(spec, score, steps, precision == "bfloat16")
+        program = engine.Program(spec, score, steps, precision == "bfloat16", tile)
         self._ladder = _ladder(method, program, batches.shape[1])
         self.method, self._program, _ = next(self._ladder)
         self._mesh = Mesh(np.array(found), ("lanes",))
         self._bank, self._batches, self._say = bank, batches, say
         self._replicate: tuple[int, Any] | None = None
+
+    @property
+    def tile(self) -> int:
+        """Candidates that go through the network side by side."""
+        return self._program.tile
+
+    @property
+    def _grouped(self) -> bool:
+        """Whether candidates share work in cell 1."""
+        return self.method != "each" and not self._program.spec.space.feedback
 
     def order(self, rows: NDArray[np.int8]) -> NDArray[np.int64]:
         """A permutation of rows in which neighbours share work; it depends on the rows alone."""
@@ -357,16 +311,18 @@ class Scorer:
 
     def _start(self, replicate: int, parts: Sequence[NDArray[np.int8]]) -> Callable[[], list[dict[str, NDArray[Any]]]]:
         spec = self._program.spec
-        _, score_groups, score_each = _programs(self._mesh)
+        programs, tiles = _programs(self._mesh), self._program.tile > 1
         bank, images, shared = self._drawn(replicate)
         lanes = [*map(pairs, parts)] + [pairs(parts[0])[:0]] * (self.lanes - len(parts))
-        if self.method == "shared":
+        if self._grouped:
             groups = [engine.group(rows, self.chunk, spec.space.num_ops) for rows in lanes]
-            result = score_groups(self._program, shared, bank, jax.tree.map(lambda *leaves: np.stack(leaves), *groups))
+            score = programs.tile_groups if tiles else programs.score_groups
+            result = score(self._program, shared, bank, jax.tree.map(lambda *leaves: np.stack(leaves), *groups))
         else:
             padded = np.stack([engine.padded(rows, self.chunk) for rows in lanes])
             counts = np.array([len(rows) for rows in lanes], np.int32)
-            result = score_each(self._program, bank, images, padded, counts)
+            score = programs.tile_each if tiles else programs.score_each
+            result = score(self._program, bank, images, padded, counts)
 
         def wait() -> list[dict[str, NDArray[Any]]]:
             scores, calls = (np.asarray(leaf) for leaf in result)
@@ -384,8 +340,8 @@ class Scorer:
             everywhere = NamedSharding(self._mesh, P())
             bank = jax.device_put(jax.tree.map(lambda leaf: leaf[replicate], self._bank), everywhere)
             images = jax.device_put(jnp.asarray(self._batches[replicate]), everywhere)
-            prepare = _programs(self._mesh)[0]
-            shared = prepare(self._program, bank, images) if self.method == "shared" else None
+            prepare = _programs(self._mesh).prepare
+            shared = prepare(self._program, bank, images) if self._grouped else None
             self._replicate = replicate, (bank, images, shared)
         return self._replicate[1]
 
@@ -401,6 +357,7 @@ def score_population(
     precision: str | None = None,
     steps: int | None = None,
     chunk: int | None = None,
+    tile: int | None = None,
     devices: Sequence[Device] | None = None,
 ) -> Scores:
     """Scores candidates with common random numbers.
@@ -412,13 +369,16 @@ def score_population(
       spec: the network to score in.
       score: a registered score.
       method: ``"shared"`` computes once what candidates have in common in cell 1, and holds tables of it
-        (`table_bytes`); ``"each"`` runs one whole network a candidate, and alone takes feedback cells. None takes
-        ``"shared"`` where it is possible and its tables fit in half the free memory, on fewer devices if need be.
+        (`table_bytes`); ``"batched"`` does, too, and lets tiles of candidates go through the rest side by side;
+        ``"each"`` runs one whole network a candidate. Feedback cells take the last two. None takes ``"shared"`` where
+        it is possible and its tables fit in half the free memory, on fewer devices if need be.
       precision: ``"bfloat16"`` lets convolutions and Gram matrices read spikes and weights in bfloat16, and sum
         in float32; nothing is lost with a bank of `make_bank`. None takes it on GPUs and TPUs that have it.
       steps: time steps that go through the layers together; None is 1 on a CPU, else T. Of ``"each"``, all or one.
       chunk: candidates a device takes at once; populations of one chunk size share one compiled program. None is
         a power of 2 that spreads them over all devices.
+      tile: candidates that are one batch with ``"batched"``, a divisor of the chunk; None is as many as the memory
+        that is free holds.
       devices: the devices to share the candidates among; None is all local ones.
 
     Returns:
@@ -443,8 +403,9 @@ def score_population(
     if chunk is None:  # few sizes, so few programs
         chunk = min(_LARGEST_CHUNK, 1 << (-(-len(rows) // lanes) - 1).bit_length())
     scorer = Scorer(
-        bank, images, spec, score=score, method=method, precision=precision, steps=steps, chunk=chunk, devices=devices
-    )
+        bank, images, spec, score=score, method=method, precision=precision, steps=steps, chunk=chunk, tile=tile,
+        devices=devices,
+    )  # fmt: skip
     order = scorer.order(rows)
     replicates, calls = np.zeros((len(rows), scorer.seeds)), np.zeros(len(rows), np.int64)
     parts = [order[start : start + chunk] for start in range(0, len(rows), chunk)]

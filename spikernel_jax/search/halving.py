@@ -20,7 +20,8 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Dataset
 from spikernel_jax.io.processes import Processes
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
-from spikernel_jax.scoring.scorer import Scorer, Scores, make_bank
+from spikernel_jax.scoring.replicates import Scores
+from spikernel_jax.scoring.scorer import Scorer, make_bank
 from spikernel_jax.search import queue
 from spikernel_jax.snn.devices import Budget
 from spikernel_jax.snn.spec import NetworkSpec
@@ -48,6 +49,7 @@ class Search:
       origin: where the scores come from, for their fingerprint.
       processes: this process among those that share the work.
       say: prints a line of progress.
+      method: of scoring, of `scorer.METHODS`; None is the machine's own.
     """
 
     sets: tuple[tuple[Kernel, ...], ...]
@@ -64,6 +66,7 @@ class Search:
     origin: dict[str, Any]
     processes: Processes
     say: Callable[[str], None]
+    method: str | None = None
 
     @property
     def ranks_all(self) -> bool:
@@ -140,7 +143,7 @@ def units(search: Search, cells: Cells, data: Dataset, name: str, at: NDArray[np
     bank = make_bank(jax.random.fold_in(search.banks_key, index), spec, fidelity.seeds)
     images = fidelity.images(jax.random.fold_in(search.images_key, index), data, search.trained)
     chunk = queue.unit_rows(spec, fidelity.batch)
-    scorer = Scorer(bank, images, spec, score=search.score, chunk=chunk, say=search.say)
+    scorer = Scorer(bank, images, spec, score=search.score, chunk=chunk, method=search.method, say=search.say)
     origin = search.origin | {"strategy": search.strategy, "fidelity": name}
     return queue.Units(
         cells.rows[at],

@@ -17,7 +17,7 @@ from spikernel_jax.cells.kernels import Kernel
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.processes import ALONE, Processes, alone_counter
 from spikernel_jax.io.store import ResultStore
-from spikernel_jax.scoring.scorer import Scores, over_replicates
+from spikernel_jax.scoring.replicates import Scores, over_replicates
 from spikernel_jax.snn import network
 from spikernel_jax.snn.cost import costs
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json

@@ -345,9 +345,9 @@ class Pass:
         spikes_TBHWC = spikes_TBHWC.astype(jnp.promote_types(spikes_TBHWC.dtype, jnp.float32))
         if spec.head == "snasnet":
             x = layers.downsample(spikes_TBHWC, spec.head_pool)
-            x_TBF = x.reshape(*x.shape[:2], -1)
+            x_TBF = x.reshape(*x.shape[:-3], -1)
         else:
-            x_TBF = spikes_TBHWC.mean((2, 3))
+            x_TBF = spikes_TBHWC.mean((-3, -2))
         if dropout_keep is not None:
             x_TBF = x_TBF * dropout_keep / (1 - spec.dropout)
         out = self.params["head.out"]
@@ -355,7 +355,7 @@ class Pass:
             return x_TBF @ out["kernel"] + out["bias"]
         hidden = self.fire("head", x_TBF @ self.params["head.hidden"]["kernel"])
         y = hidden @ out["kernel"] + out["bias"]
-        return y.reshape(*y.shape[:2], spec.num_classes, spec.neurons_per_class).mean(-1)
+        return y.reshape(*y.shape[:-1], spec.num_classes, spec.neurons_per_class).mean(-1)
 
     def run(self, x0_BHWC: Array, time_steps: int, dropout_keep: Array | None) -> Array:
         """All layers over `time_steps` steps of the constant current x0; logits [T, B, K]."""

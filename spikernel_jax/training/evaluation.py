@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -123,3 +123,33 @@ def measure_spikes(
                 continue
             total[site] = total.get(site, 0.0) + np.asarray(counts_BHW, np.float64)[: len(labels)].sum(0)
     return {site: value / len(split.labels) for site, value in total.items()}
+
+
+class Activity(NamedTuple):
+    """What one LIF layer does over time."""
+
+    spikes_T: np.ndarray  # of the first image, at each time step
+    neurons: int
+    rate: float  # share of neurons that fire, mean over images and time steps
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "genotype"))
+def _fired(spec: NetworkSpec, genotype: Any, arrays: Any, images_BHWC: Array) -> Any:
+    params, stats = arrays
+    count = lambda spikes: spikes.reshape(*spikes.shape[:2], -1).sum(-1)  # noqa: E731
+    return network.apply(spec, genotype, params, images_BHWC, stats=stats, observe=count).records
+
+
+def activity(model: Model, images: np.ndarray) -> dict[str, Activity]:
+    """How a model's LIF layers fire on images, by site, in the order in which spikes go through them.
+
+    Args:
+      model: whose sites they are.
+      images: uint8 [B, H, W, C], all at once.
+    """
+    there = model.spec.sites(model.genotype)
+    counts = _fired(model.spec, model.genotype, (model.params, model.stats), normalise(images, model.mean, model.std))
+    return {
+        site: Activity(np.asarray(n_TB[:, 0]), there[site].neurons, float(n_TB.mean() / there[site].neurons))
+        for site, n_TB in ((site, counts[site]) for site in there if site in counts)
+    }

@@ -22,7 +22,8 @@ from spikernel_jax.pipeline import baselines, finalists, impact, kernel_sets, pr
 from spikernel_jax.pipeline.finalists import train_finalists
 from spikernel_jax.pipeline.job import Job, open_job
 from spikernel_jax.pipeline.tradeoff import choose_model
-from spikernel_jax.search import queue, shorts
+from spikernel_jax.scoring.scorer import Scorer
+from spikernel_jax.search import halving, queue, shorts
 from spikernel_jax.snn import network
 from spikernel_jax.snn.model import Model
 
@@ -114,6 +115,18 @@ def test_the_budget_of_short_trainings_is_the_options_and_stays(job, monkeypatch
     monkeypatch.setattr(shorts, "pace", lambda *_: 1.0)
     searched("seconds", search_seconds=100.0)
     assert spent == [77, 25, 25]
+
+
+def test_the_method_of_scoring_is_the_jobs(job):
+    settled = search.settled(dataclasses.replace(job, method="batched"), [(3,)])
+    cells = halving.find_cells(settled)
+    at, (name, _) = np.arange(4), settled.rungs[0]
+    batched = halving.units(settled, cells, job.data, name, at).scorer
+    assert isinstance(batched, Scorer)
+    assert (batched.method, batched.tile > 1) == ("batched", True)
+    usual = halving.units(search.settled(job, [(3,)]), cells, job.data, name, at).scorer
+    assert isinstance(usual, Scorer)
+    assert usual.method == "shared"
 
 
 def test_scores_come_from_training_images(job):

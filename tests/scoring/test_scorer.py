@@ -14,9 +14,9 @@ import pytest
 from convolutions import conv_edges
 from spikernel_jax import make_bank, score_population
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.scoring import engine
+from spikernel_jax.scoring import engine, room
 from spikernel_jax.scoring import scorer as scorers
-from spikernel_jax.scoring.scorer import over_replicates, paired_standard_errors
+from spikernel_jax.scoring.replicates import over_replicates, paired_standard_errors
 from spikernel_jax.scoring.scores import get_score, spike_terms
 from spikernel_jax.snn import network
 from spikernel_jax.snn.neurons import NeuronSpec
@@ -268,7 +268,7 @@ WITH_NAN = np.where(np.arange(4)[None, :, None, None, None] == 2, np.nan, IMAGES
     ("change", "words"),
     [
         ({"score": "zen"}, "score='zen' is unknown; known: sahd_paper"),
-        ({"method": "loop"}, "method='loop' is unknown; known: shared, each"),
+        ({"method": "loop"}, "method='loop' is unknown; known: shared, batched, each"),
         ({"precision": "float16"}, "precision='float16' is unknown; known: float32, bfloat16"),
         ({"steps": 3}, "steps=3 must divide T=2"),
         ({"steps": 0}, "steps=0 must divide T=2"),
@@ -328,7 +328,7 @@ def test_devices_do_not_change_the_scores(scores, scores_on_devices):
 
 @pytest.mark.parametrize("when", ["at once", "while it runs"])
 def test_out_of_memory_goes_on_without_tables_and_says_so(when, rows, bank, scores, monkeypatch):
-    prepare, _, score_each = scorers._programs(scorers.Mesh(np.array(jax.local_devices()[:1]), ("lanes",)))
+    programs = scorers._programs(scorers.Mesh(np.array(jax.local_devices()[:1]), ("lanes",)))
     full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
 
     class Late:
@@ -340,7 +340,7 @@ def test_out_of_memory_goes_on_without_tables_and_says_so(when, rows, bank, scor
             raise full
         return Late(), Late()
 
-    monkeypatch.setattr(scorers, "_programs", lambda mesh: (prepare, exhausted, score_each))
+    monkeypatch.setattr(scorers, "_programs", lambda mesh: programs._replace(score_groups=exhausted))
     said = []
     scorer = scorers.Scorer(bank, IMAGES, SPEC, chunk=CHUNK, devices=jax.local_devices()[:1], say=said.append)
     got = scorer.submit(0, [rows])()[0]["scores"]
@@ -352,15 +352,15 @@ def test_out_of_memory_goes_on_without_tables_and_says_so(when, rows, bank, scor
 
 def test_out_of_memory_without_tables_goes_on_step_by_step_and_then_gives_up(rows, bank, scores, monkeypatch):
     devices = jax.local_devices()[:1]
-    prepare, score_groups, score_each = scorers._programs(scorers.Mesh(np.array(devices), ("lanes",)))
+    programs = scorers._programs(scorers.Mesh(np.array(devices), ("lanes",)))
     enough = SPEC.time_steps  # memory for fewer time steps together than this
 
     def exhausted(plan: Any, *args: Any) -> Any:
         if plan.steps >= enough:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
-        return score_each(plan, *args)
+        return programs.score_each(plan, *args)
 
-    monkeypatch.setattr(scorers, "_programs", lambda mesh: (prepare, score_groups, exhausted))
+    monkeypatch.setattr(scorers, "_programs", lambda mesh: programs._replace(score_each=exhausted))
     said = []
     scorer = scorers.Scorer(
         bank, IMAGES, SPEC, chunk=CHUNK, devices=devices, method="each", steps=SPEC.time_steps, say=said.append
@@ -378,7 +378,7 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(rows, ban
         raise jax.errors.JaxRuntimeError("INTERNAL: cable unplugged")
 
     programs = scorers._programs(scorers.Mesh(np.array(jax.local_devices()[:1]), ("lanes",)))
-    monkeypatch.setattr(scorers, "_programs", lambda mesh: (programs[0], broken, broken))
+    monkeypatch.setattr(scorers, "_programs", lambda mesh: programs._replace(score_groups=broken))
     scorer = scorers.Scorer(bank, IMAGES, SPEC, chunk=CHUNK, devices=jax.local_devices()[:1])
     with pytest.raises(jax.errors.JaxRuntimeError, match="cable unplugged"):
         scorer.submit(0, [rows])
@@ -397,11 +397,11 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(rows, ban
     ],
 )
 def test_as_many_lanes_as_half_the_free_memory_holds(free, one_memory, lanes):
-    assert scorers.lanes_that_fit(8, 1000, free, one_memory) == lanes
+    assert room.lanes_that_fit(8, 1000, free, one_memory) == lanes
 
 
 def test_without_room_for_tables_candidates_run_each_by_itself(bank, monkeypatch):
-    tables = scorers.table_bytes(SPEC, IMAGES.shape[1])
+    tables = room.table_bytes(SPEC, IMAGES.shape[1])
     assert tables == 3 * SPACE.num_ops * SPEC.time_steps * 4 * 8 * 8 * 2 * 4  # three edges of T·B·H·W·C float32
     monkeypatch.setattr(scorers, "free_bytes", lambda device: 2 * tables - 1)
     assert scorers.Scorer(bank, IMAGES, SPEC).method == "each"

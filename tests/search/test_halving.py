@@ -7,7 +7,7 @@ import pytest
 
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.scoring.fidelity import FIDELITIES, Fidelity
-from spikernel_jax.scoring.scorer import over_replicates
+from spikernel_jax.scoring.replicates import over_replicates
 from spikernel_jax.search import halving
 from spikernel_jax.snn.spec import NetworkSpec
 

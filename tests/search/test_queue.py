@@ -15,7 +15,8 @@ import pytest
 
 from convolutions import conv_edges
 from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.scoring.scorer import Scorer, Scores, make_bank, score_population
+from spikernel_jax.scoring.replicates import Scores
+from spikernel_jax.scoring.scorer import Scorer, make_bank, score_population
 from spikernel_jax.search import queue
 from spikernel_jax.snn.spec import NetworkSpec
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import bench_common
+import bench_methods
 import bench_scoring
 import ceilings
 import scripts
@@ -116,6 +118,7 @@ def test_device_time_by_part():
     assert parts == pytest.approx(want)
     assert sources["convolution", "jit(f)/conv"] == pytest.approx(12e-6)
     assert sources["rest", "unheard.of"] == pytest.approx(1e-6)
+    assert trace_parts.launches(events, {"jit_f": program(1)}) == 6
 
 
 def test_of_a_gpu_only_streams_count():
@@ -221,6 +224,38 @@ def test_defaults_are_filled_in():
 def test_refuses_bad_options_before_any_work(change, words, monkeypatch):
     monkeypatch.setattr(ceilings, "measure", None)
     scripts.refuses(bench_scoring, change, words)
+
+
+@pytest.mark.slow
+def test_methods_end_to_end(tmp_path):
+    path = tmp_path / "bench.json"
+    options = (
+        "--quick --methods --sets 3 --batch 4 --time-steps 2 --side 8 --cells 6 --repeats 1 --matmul-side 64 "
+        f"--bandwidth-mb 1 --json {path}"
+    )
+    command = [sys.executable, str(ROOT / "tools" / "bench_scoring.py"), *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "### Methods" in done.stdout
+    entries = json.loads(path.read_text())["methods"]
+    assert [(entry["fidelity"], entry["method"]) for entry in entries] == [
+        (fidelity, method) for fidelity in ("low", "medium", "full") for method in ("shared", "batched", "each")
+    ]
+    for entry in entries:
+        assert entry["launches_a_cell"] > 0
+        assert (entry["waste"] > 0) <= (entry["method"] == "batched")
+        assert (entry["tile"] > 1) == (entry["method"] == "batched")
+
+
+def test_waste_is_the_transition_of_a_tiles_empty_places():
+    rows, spec = SPACE.enumerate()[:10], SPEC
+    h, w = spec.cell_size(0)
+    each = 2 * 9 * spec.channels * 2 * spec.channels * h * w * spec.time_steps * 3
+    bench = SimpleNamespace(
+        spec=spec, scorer=SimpleNamespace(tile=4), parts=[rows[:7], rows[7:8]], batch=3,
+        work=necessary_work(spec, rows[:8], 3),
+    )  # fmt: skip
+    want = (1 + 3) * each / bench.work.convolution
+    assert bench_methods.waste(bench) == pytest.approx(want)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_command_end_to_end(tmp_path):

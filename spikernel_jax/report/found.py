@@ -1,0 +1,136 @@
+"""What a run's folder holds for its page: tables, curves, what each cell weighs; and what is missing or damaged."""
+
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.data import dataset_info
+from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.snn.cost import costs
+from spikernel_jax.snn.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    import polars as pl
+
+WIDTHS = (2, 3, 4, 6, 8, 16, 32)  # bits of weights, membranes and activations that a page can count memory at
+
+# What each table must have, and the script that makes it.
+TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "impact": (
+        "experiments/kernel_impact.py",
+        ("kernel", "seed", "accuracy", "parameters", "memory_bytes", "synops", "energy_nj"),
+    ),
+    "search": (
+        "experiments/search.py",
+        (
+            "kernel_set", "genotype", "score", "score_se_paired", "fidelity", "search_epochs", "search_validation",
+            "conv_edges", "memory_bytes", "fits", "finalist",
+        ),
+    ),
+    "tradeoff": (
+        "experiments/tradeoff.py",
+        (
+            "name", "role", "kernel_set", "genotype", "n", "validation_accuracy", "test_accuracy", "test_sd",
+            "parameters", "synops", "energy_nj", "memory_bytes", "on_front", "chosen",
+        ),
+    ),
+    "activity": ("experiments/tradeoff.py", ("site", "time_step", "spikes", "neurons", "rate", "images")),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What there is of a run.
+
+    Attributes:
+      path: its folder.
+      record: configuration and environment (`RunFolder.record`).
+      summary: of ``summary.json``; empty where there is none.
+      tables: by name, those of `TABLES` that are there and whole.
+      missing: why another one is not drawn, by name.
+      curves: epochs of each training by its name.
+    """
+
+    path: Path
+    record: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    tables: "Mapping[str, pl.DataFrame]"
+    missing: Mapping[str, str]
+    curves: Mapping[str, list[dict[str, Any]]]
+
+    @property
+    def title(self) -> str:
+        """Data set, preset and seed."""
+        config = self.record["config"]
+        return f"{config['data']}, {config['preset']}, seed {config['seed']}"
+
+    @functools.cached_property
+    def space(self) -> CellSpace:
+        """A space that holds all cells of the tables; ValueError where one of them is none."""
+        columns = [table["genotype"].to_list() for table in self.tables.values() if "genotype" in table.columns]
+        edges = [edge for text in itertools.chain.from_iterable(columns) for edge in text.split()]
+        names = dict.fromkeys(edge.partition(":")[2] for edge in edges)
+        back = any(edge[:1] > edge[2:3] for edge in edges)
+        return CellSpace(operations=tuple(dict.fromkeys(("zero", "skip", *names))), feedback=back)
+
+    @functools.cached_property
+    def _numbers(self) -> dict[Any, int]:
+        return {}
+
+    def functions(self, genotypes: Sequence[str]) -> NDArray[np.int32]:
+        """Numbers of cells, equal for those that are the same function; for equal texts alone where one is no cell."""
+        names: Sequence[Any] = genotypes
+        try:
+            rows = self.space.canonical(np.stack([self.space.parse(text) for text in genotypes]))
+            names = self.space.identity(rows).tolist()
+        except ValueError:
+            pass
+        return np.array([self._numbers.setdefault(name, len(self._numbers)) for name in names], np.int32)
+
+    def memory(self, genotypes: Sequence[str]) -> dict[int, NDArray[np.int64]]:
+        """Bytes of each cell by width in bits; empty where the run's network is not known from its settings."""
+        config = self.record["config"]
+        try:
+            info = dataset_info(config["data"])
+            sizes = {
+                name: config["settings"][name] for name in ("channels", "time_steps", "stem_stride", "head", "dropout")
+            }
+            spec = NetworkSpec(info.image_shape, info.num_classes, self.space, **sizes)
+            rows = np.stack([self.space.parse(text) for text in genotypes])
+        except (ValueError, KeyError, TypeError):
+            return {}
+        return {bits: costs(spec, rows, bits).memory_bytes for bits in WIDTHS}
+
+
+def find(path: str | Path) -> Found:
+    """Reads a run's folder.
+
+    Raises:
+      ValueError: it is no run's, or its record is damaged; what else is damaged is told in `missing`.
+    """
+    run = RunFolder.open(path)
+    tables, missing = {}, {}
+    for name, (script, columns) in TABLES.items():
+        try:
+            tables[name] = run.read_table(name, script, columns)
+        except ValueError as error:
+            missing[name] = str(error)
+    try:
+        summary = run.summary()
+    except ValueError as error:
+        summary, missing["summary"] = {}, str(error)
+    curves = {}
+    for log in sorted(run.path.glob("trainings/*/metrics.jsonl")):
+        try:
+            curves[log.parent.name] = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+        except ValueError:
+            missing[f"training {log.parent.name}"] = f"{log} is damaged: remove it, and run the step again"
+    return Found(run.path, run.record(), summary, tables, missing, curves)
