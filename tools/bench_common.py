@@ -127,10 +127,9 @@ def report(title: str, script: str, began: float, settings: Settings, sections: 
         "options": dataclasses.asdict(dataclasses.replace(settings.options, json=None)),
         "ceilings": settings.ceilings._asdict(),
     }
-    device, git, versions = environment["device"], environment["git"], environment["versions"]
-    commit = f"{git['commit'][:12]}{' with changes' * git['dirty']}" if git else "unknown"
+    device, versions = environment["device"], environment["versions"]
     print(
-        f"## {title}\n\n`{' '.join(command)}`: commit {commit}, "
+        f"## {title}\n\n`{' '.join(command)}`: commit {run_folder.commit_text(environment)}, "
         f"{environment['created'][:10]}, jax {versions['jax']}, {device['count']} {device['kind']} devices, "
         f"{environment['processor']}, {environment['cpus']} cores.\n",
         flush=True,

@@ -28,17 +28,16 @@ def measure_methods(settings: Settings) -> tuple[dict[str, Any], str]:
     options = settings.options
     space, platform = parse_set(options.sets[0]), settings.devices[0].platform
     width, batch = _FULL["cpu" if platform == "cpu" else "other"]
+    full = settings.network(space, width)
     entries: list[dict[str, Any]] = []
     for name, fidelity in zip(NAMES, FIDELITIES, strict=True):
-        full = NetworkSpec((options.side, options.side, 3), 10, space, channels=width, time_steps=options.time_steps)
         fidelity = dataclasses.replace(fidelity, batch=batch) if fidelity == Fidelity() else fidelity
         spec = fidelity.network(full)
         given = dataclasses.replace(
             options, batch=min(fidelity.batch, options.batch) if options.quick else fidelity.batch
         )
         sized = settings._replace(options=given)
-        cells = _cells(sized, spec)
-        entries += _in_turns(sized, spec, name, cells)
+        entries += _in_turns(sized, spec, name, _cells(sized, spec))
     again = settings.measured_again()
     for entry in entries:
         entry["of_matmul"] = entry["flops_per_s"] / again.ceiling(entry["precision"])
@@ -47,7 +46,8 @@ def measure_methods(settings: Settings) -> tuple[dict[str, Any], str]:
 
 def _cells(settings: Settings, spec: NetworkSpec) -> int:
     """So many candidates as a tenth of the ceiling does in the time of one method."""
-    flops = necessary_work(spec, spec.space.enumerate(), settings.options.batch).flops / len(spec.space.enumerate())
+    everything = spec.space.enumerate()
+    flops = necessary_work(spec, everything, settings.options.batch).flops / len(everything)
     able = int(_SECONDS / 4 * 0.1 * settings.ceilings.float32 / flops)
     return max(8, min(able, 16 * settings.options.cells))
 

@@ -64,6 +64,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def commit_text(environment: Mapping[str, Any]) -> str:
+    """The commit that an `environment` ran at, in short."""
+    git = environment["git"]
+    return git["commit"][:12] + " with changes" * git["dirty"] if git else "unknown"
+
+
 def _git_state(root: Path) -> dict[str, Any] | None:
     """Commit and cleanliness of the checkout whose top is `root`; None without git or without one."""
 

@@ -10,6 +10,7 @@ Vega-Lite has no sortable table). All glue is in `_BUDGET`, `_FILTER` and `_CSV`
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from bokeh.layouts import column, row
 from bokeh.models.widgets import tables as widgets
 from bokeh.plotting import figure
 
-from spikernel_jax.report.figures import BLUE, COLOURS, GREY, ORANGE, RED, kernel_text
+from spikernel_jax.report.figures import BLUE, COLOURS, GREEN, GREY, ORANGE, RED, kernel_text
 from spikernel_jax.report.found import Found
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ if (String(marked) !== String(to.selected.indices)) to.selected.indices = marked
 _BUDGET = """
 const d = source.data, bits = Number(width.value), bytes = d["_bytes" + bits], limit = 1024 * budget.value;
 let best = -1;
-const kib = [], front = [];
+const kib = [];
 for (let i = 0; i < d.name.length; i++) {
   kib.push(bytes[i] / 1024);
   if (d.role[i] !== "finalist" || !(bytes[i] <= limit)) continue;
@@ -173,7 +174,7 @@ def impact(found: Found) -> Any:
                      high=(means["accuracy"] + means["sd"]).to_numpy())  # fmt: skip
     plots = []
     for label, field, colour in (
-        ("validation accuracy (%)", "accuracy", BLUE), ("memory (KiB)", "kib", "#009E73"),
+        ("validation accuracy (%)", "accuracy", BLUE), ("memory (KiB)", "kib", GREEN),
         ("synaptic operations an image (millions)", "msynops", RED),
     ):  # fmt: skip
         plot = _figure(label, "every convolution", label, x_range=models.FactorRange(*names), min_width=240)
@@ -226,7 +227,7 @@ def search(found: Found) -> Any:
         control.js_on_change("active" if name == "fits" else "value", again)
     plot = _figure(f"{shown.height:,} distinct cells, {most} fidelity", "memory (KiB), counted", f"{most} score",
                    output_backend="webgl", x_axis_type="log", name="figure-cells")  # fmt: skip
-    for colour, own in zip(_cycle(COLOURS), sets, strict=False):
+    for colour, own in zip(cycle(COLOURS), sets, strict=False):
         only = models.GroupFilter(column_name="kernel_set", group=own)
         both = models.CDSView(filter=models.IntersectionFilter(operands=[only, view.filter]))
         drawn = plot.scatter(
@@ -269,7 +270,7 @@ def tradeoff(found: Found) -> Any:
     source = _source(shown, _cell=found.functions(shown["genotype"].to_list()), **of_widths)
     kib = shown["kib"].to_numpy()
     start = float(found.summary.get("chosen", {}).get("memory_budget_bytes") or 1024 * kib.max()) / 1024
-    largest = math.ceil(max(start, max(own.max() for own in memory.values()) / 1024))
+    largest = math.ceil(max(own.max() for own in memory.values()) / 1024)  # a run without a limit has a vast budget
     budget = models.Slider(title="memory budget (KiB)", start=1, end=largest, step=0.5, value=min(start, largest),
                            sizing_mode="stretch_width", name="budget")  # fmt: skip
     choices = [str(bits) for bits in memory]
@@ -284,7 +285,7 @@ def tradeoff(found: Found) -> Any:
     )
     plot.segment("kib", "validation", "kib", "test", source=source, color=GREY)
     roles = shown["role"].unique(maintain_order=True).to_list()
-    for colour, marker, role in zip(_cycle(COLOURS), _cycle(_MARKERS), roles, strict=False):
+    for colour, marker, role in zip(cycle(COLOURS), cycle(_MARKERS), roles, strict=False):
         view = models.CDSView(filter=models.GroupFilter(column_name="role", group=role))
         look = {"source": source, "view": view, "marker": marker, "line_color": colour, "legend_label": role}
         plot.scatter("kib", "validation", size=11, fill_color=colour, **look)
@@ -299,7 +300,7 @@ def tradeoff(found: Found) -> Any:
             ("energy", "@energy_nj{0} nJ")]  # fmt: skip
     plot.add_tools(models.HoverTool(tooltips=tips), models.TapTool())
     _legend(plot)
-    answer = models.PreText(text="", name="pick", sizing_mode="stretch_width", css_classes=["pick"],
+    answer = models.PreText(text="", name="pick", sizing_mode="stretch_width",
                             styles={"white-space": "pre-wrap", "color": "inherit"})  # fmt: skip
     args = {"source": source, "budget": budget, "width": width, "line": line, "pick": pick, "answer": answer}
     move = models.CustomJS(args=args, code=_BUDGET)
@@ -317,7 +318,7 @@ def tradeoff(found: Found) -> Any:
 def curves(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """Validation accuracy of every training by epoch; a click on its name hides it."""
     plot = _figure("validation accuracy", "epoch", "validation accuracy (%)")
-    for colour, (name, lines) in zip(_cycle(COLOURS), records.items(), strict=False):
+    for colour, (name, lines) in zip(cycle(COLOURS), records.items(), strict=False):
         source = models.ColumnDataSource({
             "epoch": [line["epoch"] for line in lines],
             "accuracy": [100 * line["validation_accuracy"] for line in lines],
@@ -353,8 +354,3 @@ def activity(found: Found) -> Any:
         ("mean of images and time", "@rate{0.00} %"),
     ]))  # fmt: skip
     return plot
-
-
-def _cycle(values: Sequence[str]) -> Any:
-    while True:
-        yield from values

@@ -16,6 +16,7 @@ import numpy as np
 from spikernel_jax.cells import notation
 from spikernel_jax.cells.kernels import kernel_set_text
 from spikernel_jax.io.files import atomic_path
+from spikernel_jax.io.run_folder import commit_text
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.report.found import TABLES, Found, find
 
@@ -144,12 +145,10 @@ def _decided(found: Found) -> str:
 
 def _run(found: Found) -> Section:
     environment = found.record["environment"]
-    git = environment["git"]
-    commit = f"{git['commit'][:12]}{' with changes' * git['dirty']}" if git else "unknown"
     device = environment["device"]
     seconds = ", ".join(f"{step} {value} s" for step, value in found.summary.get("seconds", {}).items())
     rows = [
-        ("command", " ".join(environment["command"])), ("commit", commit),
+        ("command", " ".join(environment["command"])), ("commit", commit_text(environment)),
         ("begun", environment["created"]), ("resumed", len(found.record["resumed"])),
         ("device", f"{device['count']} x {device['kind']}, {environment['cpus']} cores"),
         ("python", environment["python"]),

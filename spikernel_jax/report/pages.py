@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spikernel_jax.io.files import atomic_path
-from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.io.run_folder import RunFolder, commit_text
 from spikernel_jax.report.figures import TRADEOFF_COLUMNS, kernel_text, mean_sd, numeric_columns, spaced
 
 if TYPE_CHECKING:
@@ -236,8 +236,8 @@ def write_report(run: RunFolder, sections: Sequence[tuple[str, str]]) -> Path:
     record = run.record()
     commits, devices = [], []
     for where in (record["environment"], *record["resumed"]):  # a run may go on somewhere else
-        git, device = where["git"], where["device"]
-        commits.append(git["commit"][:12] + (" with changes" if git["dirty"] else "") if git else "unknown")
+        device = where["device"]
+        commits.append(commit_text(where))
         devices.append(f"{device['count']} x {device['kind']}, jax {where['versions']['jax']}")
     text = (
         f"# Run {run.path.resolve().name}\n\nBegun {record['environment']['created']}. "

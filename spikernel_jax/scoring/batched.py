@@ -24,7 +24,7 @@ from spikernel_jax.scoring import engine
 from spikernel_jax.scoring.engine import E03, E13, E23, Groups, Program, Shared
 from spikernel_jax.scoring.scores import collect, get_score, normalised_hamming
 from spikernel_jax.snn import network, neurons
-from spikernel_jax.snn.spec import CELLS, Reader
+from spikernel_jax.snn.spec import CELLS, Reader, Site
 
 Array = jax.Array
 Carry = TypeVar("Carry")
@@ -63,7 +63,7 @@ class Population(network.Pass):
         observe = {"train": True, "observe": normalised_hamming, "spike_dtype": program.spike_dtype}
         super().__init__(spec, fixed, bank, None, state, **observe)
         self.codes = {cell: list(pairs[:, index].T) for index, cell in enumerate(CELLS)}
-        self.sites_N = sites_of(program, pairs)
+        self.sites = sites_of(program, pairs)
 
     def operation(
         self,
@@ -96,35 +96,26 @@ class Population(network.Pass):
             result = _Members(order_N, bounds[known], bounds[known + 1]).over(block, result)
         return result
 
-    def fire(self, site: str, x_TBN: Array, neuron: neurons.NeuronSpec | None = None) -> Array:
-        """Spikes of the candidates that read this site's; zeros of others."""
-        fired = functools.partial(self.spikes, neuron or self.spec.neuron)
-        fire = jax.vmap(lambda v, x: fired(v, x), in_axes=(0, 1), out_axes=(0, 1, 1))
-        v = self.state.get(site)
-        v = jnp.zeros(x_TBN.shape[1:], x_TBN.dtype) if v is None else v
-        calls_N = self.sites_N.get(site, 0)
-        if isinstance(calls_N, int):
-            if not calls_N:
-                return jnp.zeros(x_TBN.shape, self.spike_dtype or x_TBN.dtype)
-            result = fire(v, x_TBN)
-        else:
-            _, *shapes = jax.eval_shape(fire, v, x_TBN)
-            nothing = tuple(jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes)
-            reads = calls_N > 0
-            members = _Members(jnp.argsort(~reads).astype(jnp.int32), jnp.int32(0), reads.sum(dtype=jnp.int32))
+    def spikes(
+        self, neuron: neurons.NeuronSpec, v_N: Array, x_TN: Array, learned: neurons.Learned | None = None
+    ) -> tuple[Array, Array, Any]:
+        """Membranes after, spikes and records of candidates, each by itself."""
+        one = functools.partial(super().spikes, neuron, learned=learned)
+        return jax.vmap(one, in_axes=(0, 1), out_axes=(0, 1, 1))(v_N, x_TN)
 
-            def block(index_s: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-                v, spikes, record = carry
-                own_v, own_spikes, own_record = fire(v[index_s], x_TBN[:, index_s])
-                return (
-                    v.at[index_s].set(own_v),
-                    spikes.at[:, index_s].set(own_spikes),
-                    record.at[:, index_s].set(own_record),
-                )
+    def where_read(self, calls: Array, fired: network.Fired, v_N: Array, x_TN: Array) -> tuple[Array, Array, Any]:
+        """What the candidates fire that read a layer's spikes, calls [N]; zeros of others."""
+        reads = calls > 0
+        members = _Members(jnp.argsort(~reads).astype(jnp.int32), jnp.int32(0), reads.sum(dtype=jnp.int32))
 
-            result = members.over(block, (v, *nothing))
-        self.state[site], spikes, self.records[site] = result
-        return spikes
+        def block(index_s: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+            v_N, *of_time = carry
+            own, *own_of_time = fired(v_N[index_s], x_TN[:, index_s])
+            spikes, record = (whole.at[:, index_s].set(part) for whole, part in zip(of_time, own_of_time, strict=True))
+            return v_N.at[index_s].set(own), spikes, record
+
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(fired, v_N, x_TN)[1:])
+        return members.over(block, (v_N, *nothing))
 
     def normed(self, name: str, x_TBHWC: Array) -> tuple[Array, Any]:
         """Batch norm of a layer, over each candidate's own values."""
@@ -134,12 +125,14 @@ class Population(network.Pass):
         return jax.vmap(lambda x: own(name, x)[0], in_axes=1, out_axes=1)(x_TBHWC), None
 
 
-def sites_of(program: Program, pairs: Array) -> dict[str, Any]:
-    """LIF calls of each site for pairs [N, 2, E]: [N], or an int where all candidates have as many."""
-    spec = program.spec
-    same = {name: site.calls for name, site in spec.sites(pairs[0]).items() if isinstance(site.calls, int)}
-    calls = jax.vmap(lambda pair: {n: jnp.asarray(s.calls) for n, s in spec.sites(pair).items()})(pairs)
-    return calls | same
+def sites_of(program: Program, pairs: Array) -> dict[str, Site]:
+    """LIF layers of pairs [N, 2, E]: of each, calls [N], or an int where all candidates have as many."""
+    sites = program.spec.sites(pairs[0])
+
+    def traced(pair: Array) -> dict[str, Array]:
+        return {name: site.calls for name, site in program.spec.sites(pair).items() if not isinstance(site.calls, int)}
+
+    return sites | {name: sites[name]._replace(calls=calls_N) for name, calls_N in jax.vmap(traced)(pairs).items()}
 
 
 def _scored(program: Program, pairs: Array, records: dict[str, Array]) -> tuple[Array, Array]:
@@ -247,7 +240,7 @@ def tile_each(
             return net.state, {site: rho[0] for site, rho in net.records.items()}
 
         state, _ = jax.eval_shape(one_step, {}, None)
-        state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+        state = jax.tree.map(jnp.zeros_like, state)
         _, records = lax.scan(one_step, state, None, length=spec.time_steps)
         return records, carry
 

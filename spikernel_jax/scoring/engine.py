@@ -160,7 +160,7 @@ def _node(net: network.Pass, x_TBHWC: Array, needs: Array, *codes: Array) -> tup
         read = jnp.asarray(reader.codes)
         fires = functools.reduce(jnp.logical_or, (read[code] for code in codes), (needs & read).any())
         shapes = jax.eval_shape(functools.partial(run, reader))
-        nothing = lambda shapes=shapes: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)  # noqa: E731
+        nothing = functools.partial(jax.tree.map, jnp.zeros_like, shapes)
         fired.append(lax.cond(fires, functools.partial(run, reader), nothing))
     return tuple(spikes for spikes, _ in fired), tuple(rho for _, rho in fired)
 
@@ -260,6 +260,6 @@ def _behind_cell1(
         return net.state, net.records
 
     shapes, _ = jax.eval_shape(piece, {}, jnp.int32(0))
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    state = jax.tree.map(jnp.zeros_like, shapes)
     _, records = lax.scan(piece, state, jnp.arange(0, program.spec.time_steps, steps))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)

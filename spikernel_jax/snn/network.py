@@ -29,6 +29,7 @@ Array = jax.Array
 Params = dict[str, dict[str, Array]]
 Stats = dict[str, dict[str, Array]]  # layer name -> running {"mean", "var"}
 State = dict[str, Any]  # LIF site -> membrane potential; "<cell>.feedback" -> (f0, f1, f2)
+Fired = Callable[[Array, Array], tuple[Array, Array, Any]]  # (v, x) -> v after, spikes, record of a LIF layer
 Observe = Callable[[Array], Any]  # spikes [T, B, ...] of one LIF layer -> pytree, leading axis T
 
 
@@ -246,24 +247,23 @@ class Pass:
 
     def fire(self, site: str, x_TBN: Array, neuron: neurons.NeuronSpec | None = None) -> Array:
         """Spikes of a LIF layer of the network's or another neuron; zeros where no edge reads them."""
-        spikes_of = functools.partial(self.spikes, neuron or self.spec.neuron)
+        calls = self.sites[site].calls if site in self.sites else 0
+        if isinstance(calls, int) and calls == 0:
+            return jnp.zeros(x_TBN.shape, self.spike_dtype or x_TBN.dtype)
         v = self.state.get(site)
         v = jnp.zeros(x_TBN.shape[1:], x_TBN.dtype) if v is None else v
-        calls = self.sites[site].calls if site in self.sites else 0
-        silent = jnp.zeros(x_TBN.shape, self.spike_dtype or x_TBN.dtype)
-        if isinstance(calls, int):
-            if calls == 0:
-                return silent
-            result = spikes_of(v, x_TBN, self.learned(site))
-        else:  # traced: a node whose spikes no edge reads costs nothing
-            learned = self.learned(site)
-            idle = jax.eval_shape(spikes_of, v, x_TBN, learned)[2]
-            idle = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), idle)
-            result = lax.cond(calls > 0, lambda: spikes_of(v, x_TBN, learned), lambda: (v, silent, idle))
+        learned = self.learned(site)
+        fired = lambda v, x: self.spikes(neuron or self.spec.neuron, v, x, learned)  # noqa: E731
+        result = fired(v, x_TBN) if isinstance(calls, int) else self.where_read(calls, fired, v, x_TBN)
         self.state[site], spikes, record = result
         if self.observe:
             self.records[site] = record
         return spikes
+
+    def where_read(self, calls: Array, fired: Fired, v_N: Array, x_TN: Array) -> tuple[Array, Array, Any]:
+        """What `fired` gives where a traced number of edges reads the spikes; a layer that none reads costs nothing."""
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(fired, v_N, x_TN)[1:])
+        return lax.cond(calls > 0, lambda: fired(v_N, x_TN), lambda: (v_N, *nothing))
 
     def operation(
         self,
@@ -446,7 +446,7 @@ def apply(
 
     # The scan's carry needs every membrane from the start; a trace tells their shapes at no cost.
     (_, shapes), _ = jax.eval_shape(one_step, (stem.stats, state), None)
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes) | state
+    state = jax.tree.map(jnp.zeros_like, shapes) | state
     (end_stats, end_state), (logits_TBK, records) = lax.scan(
         one_step, (stem.stats, state), None, length=spec.time_steps
     )

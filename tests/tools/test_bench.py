@@ -226,17 +226,22 @@ def test_refuses_bad_options_before_any_work(change, words, monkeypatch):
     scripts.refuses(bench_scoring, change, words)
 
 
-@pytest.mark.slow
-def test_methods_end_to_end(tmp_path):
-    path = tmp_path / "bench.json"
+def run_small(path: Path, more: str) -> tuple[str, str]:
+    """What a small run of the command prints, and what it writes."""
     options = (
-        "--quick --methods --sets 3 --batch 4 --time-steps 2 --side 8 --cells 6 --repeats 1 --matmul-side 64 "
-        f"--bandwidth-mb 1 --json {path}"
+        f"--quick {more} --sets 3 --batch 4 --time-steps 2 --side 8 --cells 6 --matmul-side 64 --bandwidth-mb 1 "
+        f"--json {path}"
     )
     command = [sys.executable, str(ROOT / "tools" / "bench_scoring.py"), *options.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "### Methods" in done.stdout
-    entries = json.loads(path.read_text())["methods"]
+    return done.stdout, path.read_text()
+
+
+@pytest.mark.slow
+def test_methods_end_to_end(tmp_path):
+    printed, written = run_small(tmp_path / "bench.json", "--methods --repeats 1")
+    assert "### Methods" in printed
+    entries = json.loads(written)["methods"]
     assert [(entry["fidelity"], entry["method"]) for entry in entries] == [
         (fidelity, method) for fidelity in ("low", "medium", "full") for method in ("shared", "batched", "each")
     ]
@@ -259,16 +264,10 @@ def test_waste_is_the_transition_of_a_tiles_empty_places():
 
 
 def test_the_command_end_to_end(tmp_path):
-    path = tmp_path / "bench.json"
-    options = (
-        "--quick --sections limit parts --sets 3 --channels 2 --batch 4 --time-steps 2 --side 8 --cells 6 "
-        f"--matmul-side 64 --bandwidth-mb 1 --json {path}"
-    )
-    command = [sys.executable, str(ROOT / "tools" / "bench_scoring.py"), *options.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "### Limit" in done.stdout
-    assert "### Parts: sizes 3, C = 2" in done.stdout
-    results = json.loads(path.read_text())
+    printed, written = run_small(tmp_path / "bench.json", "--sections limit parts --channels 2")
+    assert "### Limit" in printed
+    assert "### Parts: sizes 3, C = 2" in printed
+    results = json.loads(written)
     (entry,) = results["limit"]
     assert entry["of_matmul"] == pytest.approx(entry["flops"] / entry["best_s"] / results["ceilings"]["float32"])
     assert 0 < entry["of_matmul"] < 1
@@ -277,4 +276,4 @@ def test_the_command_end_to_end(tmp_path):
     assert sum(profile["shares"].values()) == pytest.approx(1)
     assert min(profile["shares"][part] for part in ("convolution", "lif", "norm", "gram")) > 0
     assert results["environment"]["command"][:2] == ["python", "tools/bench_scoring.py"]
-    assert str(tmp_path) not in path.read_text()
+    assert str(tmp_path) not in written
