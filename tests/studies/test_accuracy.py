@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import scripts
 from spikernel_jax import load_model
-from spikernel_jax.data import Dataset, Split, load_dataset
+from spikernel_jax.data import Dataset, Split, dataset_info, load_dataset
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import job
 from spikernel_jax.pipeline.presets import OWN, TIMED_PRESETS, get_timed_preset
@@ -124,6 +124,13 @@ def test_presets_keep_the_limits(data, name):
     promised = {"smoke": math.inf, "cpu-10min": 10, "cpu-1h": 60, "h100-10min": 10}
     assert (preset.minutes or math.inf) <= promised[name]
     assert preset.training.flip == (data not in ("mnist", "mnist5k"))
+
+
+def test_crops_are_the_data_sets_own_unless_the_preset_says_otherwise():
+    for data, name, padding in (("cifar10", "cpu-1h", 2), ("cifar10", "h100-10min", 4), ("mnist5k", "cpu-10min", None)):
+        want = dataset_info(data).padding if padding is None else padding
+        assert get_timed_preset(data, name).training.padding == want
+    assert dataset_info("cifar10").padding == 4
 
 
 def test_the_cell_names_its_kernel_sizes():
