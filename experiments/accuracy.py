@@ -32,6 +32,7 @@ _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
 _OF_NEURON = ("v_threshold", "surrogate", "surrogate_scale")
 _OF_RECIPE = (
     "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "trivial", "cutout", "mix", "ema",
+    "precision",
 )  # fmt: skip
 
 
@@ -52,6 +53,8 @@ class Options(cli.MachineOptions, cli.SizeOptions):
     seeds: int = 1
     """Trainings, with this seed and the ones after it: mean, standard deviation and interval; --minutes are those of
     one, and all have as many epochs."""
+    precision: str | None = None
+    """Of convolutions, float32 or bfloat16; on a CPU the faster of the two unless given."""
     minutes: float | None = None
     """Time from the start of the process to the report; inf sets no limit."""
     epochs: int | None = None
@@ -113,6 +116,8 @@ def settings(options: Options) -> tuple[str, Timed]:
     }
     if given.get("minutes") == math.inf:
         given["minutes"] = None
+    if options.precision:
+        given["precisions"] = ()
     training, neuron = (
         dataclasses.replace(part, **{field: given.pop(field) for field in own if field in given})
         for part, own in ((preset.training, _OF_RECIPE), (preset.neuron, _OF_NEURON))

@@ -1,8 +1,10 @@
-"""Convolution, and the ways in which it is fast on a CPU: for few channels, and the gradient for the kernel.
+"""Convolution, and the ways in which it is fast on a CPU: for few channels, in bfloat16, and the kernel's gradient.
 
 Measured with jaxlib 0.10 on two cores: XLA's convolution reaches the rate of matrix products from 32 channels on, and
 a fifth to a half of it below. Its gradient for the kernel is as fast in a program's top level, but a hundredth of that
-in a `lax.scan`, even of one step, and there training lives.
+in a `lax.scan`, even of one step, and there training lives. A convolution of bfloat16 is as slow as one of float32
+where a core multiplies matrices of bfloat16 four times as fast (AMX); XLA moves bfloat16 through float32, a tenth as
+fast as whole numbers of as many bytes.
 """
 
 import functools
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 Array = jax.Array
 
 _WIDE = 32  # channels from which XLA's CPU convolution is fast
-_FACTOR_BYTES = 1 << 20  # of the factors that `_kernel_gradient` multiplies at once: half of a core's cache
+_FACTOR_BYTES = 1 << 20  # of the factors that are multiplied at once, in float32: half of a core's cache
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, *, dilation: int = 1, groups: int = 1) -> Array:
@@ -104,6 +106,9 @@ def _forwards(steps: tuple[int, int], x_NHWC: Array, kernel: Array) -> Array:
         return _direct(x_NHWC, kernel, (stride, stride))
     if kernel.shape[:2] == (1, 1):
         return jnp.matmul(x_NHWC, kernel[0, 0].astype(x_NHWC.dtype), preferred_element_type=_sums(x_NHWC))
+    if x_NHWC.dtype == jnp.bfloat16:
+        by_rows, direct = (functools.partial(way, dilation=dilation) for way in (_by_rows, _direct))
+        return lax.platform_dependent(x_NHWC, kernel, cpu=by_rows, default=direct)
     k, (h, w) = max(kernel.shape[:2]), x_NHWC.shape[1:3]
     if dilation * k * dilation * k > h * w:  # XLA would exchange kernel and image, and lay the image out as a kernel
         by_patches = functools.partial(_by_patches, dilation)
@@ -117,6 +122,46 @@ def _forwards(steps: tuple[int, int], x_NHWC: Array, kernel: Array) -> Array:
     return lax.platform_dependent(
         x_NHWC, kernel, cpu=lambda x_NHWC, kernel: _side_by_side(pixels, x_NHWC, kernel), default=_direct
     )
+
+
+def _by_rows(x_NHWC: Array, kernel: Array, dilation: int) -> Array:
+    """The convolution of stride 1 as a product for each row of the kernel, of as many images as fit a core's cache.
+
+    The columns that an output pixel reads lie side by side, k copies of the images where patches would be k² copies.
+    """
+    (n, h, w, c_in), (high, wide, _, c_out), dtype = x_NHWC.shape, kernel.shape, x_NHWC.dtype
+    together = _together(n, 2 * h * w * wide * c_in * dtype.itemsize)
+    pad = ((0, 0), *_padding(kernel, dilation), (0, 0))
+    factors = kernel.astype(dtype).reshape(high, wide * c_in, c_out)
+
+    def summed(x: Array) -> Array:
+        x = jnp.pad(x, pad)
+        x = jnp.concatenate([x[:, :, j * dilation : j * dilation + w] for j in range(wide)], -1)
+        rows = (x[:, i * dilation : i * dilation + h].reshape(-1, wide * c_in) for i in range(high))
+        products = [_product(_moved(row, dtype), factor) for row, factor in zip(rows, factors, strict=True)]
+        return functools.reduce(jnp.add, products)
+
+    return lax.map(summed, _movable(x_NHWC).reshape(-1, together, h, w, c_in)).reshape(n, h, w, c_out)
+
+
+def _together(n: int, size: int, least: int = 0) -> int:
+    """Of n images, each of so many bytes of a factor, how many are multiplied at once."""
+    fit = max(1, max(_FACTOR_BYTES, least) // size)
+    return next(images for images in range(min(n, fit), 0, -1) if n % images == 0)
+
+
+def _movable(x: Array) -> Array:
+    """The same bytes, of a type that is copied as it is."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _moved(x: Array, dtype: jnp.dtype) -> Array:
+    """What `_movable` made something of."""
+    return x if x.dtype == dtype else lax.bitcast_convert_type(x, dtype)
+
+
+def _product(left: Array, right: Array) -> Array:
+    return jnp.matmul(left, right, preferred_element_type=_sums(left))
 
 
 def _by_patches(dilation: int, x_NHWC: Array, kernel: Array) -> Array:
@@ -184,24 +229,27 @@ def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, kernel: Array, steps: tuple[i
     of the images alone would be k² copies. What is moved beyond a border meets no other: no product is wasted there.
     """
     stride, dilation = steps
-    (high, wide, c_in, c_out), (n, rows, columns, _), w = kernel.shape, g_NHWC.shape, x_NHWC.shape[2]
+    (high, wide, c_in, c_out), (n, rows, columns, _) = kernel.shape, g_NHWC.shape
+    w, dtype = x_NHWC.shape[2], x_NHWC.dtype
     (up, _), (left, _) = _padding(kernel, dilation)
-    fit = max(1, _FACTOR_BYTES // (rows * w * (high * c_in + wide * c_out) * _sums(x_NHWC).itemsize))
-    together = next(size for size in range(min(n, fit), 0, -1) if n % size == 0)
+    sums = high * c_in * wide * c_out * _sums(x_NHWC).itemsize
+    together = _together(n, rows * w * (high * c_in + wide * c_out) * dtype.itemsize, sums)
     # Gradients lie where the middle of their window does.
     beside = (left, left + w - 1 - stride * (columns - 1), stride - 1)
 
+    movable = _movable(x_NHWC), _movable(g_NHWC)
+
     def add(index: Array, total: Array) -> Array:
         # Slices, for pieces of another shape would be computed beside the whole, of which the other gradient is made.
-        pieces = (lax.dynamic_slice_in_dim(whole, index * together, together) for whole in (x_NHWC, g_NHWC))
-        x, g = (piece.astype(total.dtype) for piece in pieces)  # not every product of bfloat16 is there on a CPU
+        x, g = (lax.dynamic_slice_in_dim(whole, index * together, together) for whole in movable)
         x_CNHW = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (up, up), (0, 0)))
         starts = (i * dilation for i in range(high))
         left_factor = jnp.concatenate([x_CNHW[:, :, i : i + stride * rows - stride + 1 : stride] for i in starts], 0)
         g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), (0, 0, 0), beside, (0, 0, 0)))
         starts = (2 * left - j * dilation for j in range(wide))
         right_factor = jnp.concatenate([g[:, :, j : j + w] for j in starts], -1)
-        return total + jnp.einsum("anhw,nhwb->ab", left_factor, right_factor)
+        factors = left_factor.reshape(high * c_in, -1), right_factor.reshape(-1, wide * c_out)
+        return total + _product(*(_moved(factor, dtype) for factor in factors))
 
     total = lax.fori_loop(0, n // together, add, jnp.zeros((high * c_in, wide * c_out), _sums(x_NHWC)))
     return total.reshape(high, c_in, wide, c_out).swapaxes(1, 2)

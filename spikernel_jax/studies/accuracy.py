@@ -34,6 +34,7 @@ from spikernel_jax.training.checkpoint import save_model
 from spikernel_jax.training.evaluation import evaluate
 from spikernel_jax.training.keep import epochs_of
 from spikernel_jax.training.loop import train
+from spikernel_jax.training.recipe import TrainConfig
 
 FINISH_SECONDS = 6.0  # figure, export and page after the last epoch
 MARGIN = 0.05  # of the time left, kept back: steps are timed for seconds and run for minutes
@@ -157,18 +158,18 @@ def process_seconds() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def measure(timed: TimedTraining, folder: Path) -> Costs:
+def measure(timed: TimedTraining, config: TrainConfig, folder: Path) -> Costs:
     """Times the parts of a training on a throwaway one of `_STEPS`·`_ROUNDS` steps, whose weights nobody sees.
 
     Args:
       timed: what will be trained.
+      config: the recipe.
       folder: for its checkpoints, on the file system of the run; must not exist.
 
     Returns:
       The costs. The real training differs by its number of images and steps, so it is compiled anew: `start` is
       the whole of what this one took beyond its steps.
     """
-    config = timed.preset.training
     steps = min(_STEPS, timed.steps)
     cut = dataclasses.replace(
         timed.data,
@@ -210,25 +211,29 @@ def make_plan(timed: TimedTraining, beside: Path) -> dict[str, Any]:
       beside: the run's folder, to be; a throwaway folder stands beside it, or beside the lowest parent there is.
 
     Returns:
-      `epochs`, and where time is limited `minutes`, `costs` (of `measure`), `seconds_gone` when they were known, and
-      `epoch_seconds`.
+      `epochs` and `precision`, and where time is limited `minutes`, `costs` (of `measure`), `seconds_gone` when they
+      were known, and `epoch_seconds`; where several precisions were timed, `steps`, seconds of one in each.
 
     Raises:
       ValueError: one line, where not even one epoch fits.
     """
     preset, images = timed.preset, counts(timed.data)
     if preset.minutes is None:
-        return {"epochs": preset.training.epochs}
+        return {"epochs": preset.training.epochs, "precision": preset.training.precision}
     timed.say("timing a few steps to plan the schedule")
     parent = next(path for path in beside.absolute().parents if path.exists())
     scratch = parent / f".{beside.name}.timing.tmp"
     scratch.mkdir(exist_ok=True)
     with files.lock(scratch, f"another process is planning this run: {beside}"):
         shutil.rmtree(scratch / _TRAINING, ignore_errors=True)  # of a killed process
+        found: dict[str, Costs] = {}
         try:
-            costs = measure(timed, scratch / _TRAINING)
+            for precision in preset.precisions or (preset.training.precision,):
+                config = dataclasses.replace(preset.training, precision=precision)
+                found[precision] = measure(timed, config, scratch / _TRAINING / precision)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+    precision, costs = min(found.items(), key=lambda item: item[1].step)
     gone = timed.seconds()
     seconds = 60 * preset.minutes - gone
     fit = epochs_that_fit(costs, seconds, timed.steps, images["validation"], images["test"])
@@ -240,6 +245,8 @@ def make_plan(timed: TimedTraining, beside: Path) -> dict[str, Any]:
         )
     return {
         "epochs": min(fit, preset.training.epochs),
+        "precision": precision,
+        **({"steps": {name: round(each.step, 6) for name, each in found.items()}} if len(found) > 1 else {}),
         "minutes": preset.minutes,
         "costs": {name: round(value, 6) for name, value in costs._asdict().items()},
         "seconds_gone": round(gone, 3),
@@ -258,9 +265,9 @@ def train_in_time(timed: TimedTraining, out: str | Path) -> dict[str, Any]:
       out: the run's folder.
 
     Returns:
-      The summary: `parameters`, `epochs`, `validation_accuracy` (after the last epoch), `test_accuracy` (0 to 1),
-      `minutes_planned`, `minutes_taken` (of the first start; None where the run was resumed), `training_minutes`,
-      `compilation_minutes`.
+      The summary: `parameters`, `epochs`, `precision`, `validation_accuracy` (after the last epoch), `test_accuracy`
+      (0 to 1), `minutes_planned`, `minutes_taken` (of the first start; None where the run was resumed),
+      `training_minutes`, `compilation_minutes`.
 
     Raises:
       ValueError: one line, if the folder is another run's or no epoch fits; nothing has been trained then.
@@ -287,12 +294,12 @@ def train_in_time(timed: TimedTraining, out: str | Path) -> dict[str, Any]:
 
 
 def _train(timed: TimedTraining, run: RunFolder, plan: dict[str, Any]) -> Model:
-    config = dataclasses.replace(timed.preset.training, epochs=plan["epochs"])
+    config = dataclasses.replace(timed.preset.training, epochs=plan["epochs"], precision=plan["precision"])
     parameters = parameters_of(timed.spec, timed.genotype)
     about = f" of about {plan['epoch_seconds']:.1f} s" if "epoch_seconds" in plan else ""
     timed.say(
         f"{timed.preset.cell!r}, C = {timed.spec.channels}, T = {timed.spec.time_steps}: {parameters:,} parameters, "
-        f"{config.epochs} epochs{about}"
+        f"{config.epochs} epochs{about}, convolutions of {config.precision}"
     )
     marks = [time.perf_counter()]
 
@@ -341,6 +348,7 @@ def _conclude(timed: TimedTraining, run: RunFolder, plan: dict[str, Any], model:
     summary = {
         "parameters": parameters_of(timed.spec, timed.genotype),
         "epochs": plan["epochs"],
+        "precision": plan["precision"],
         "validation_accuracy": float(model.metrics["validation_accuracy"]),
         "test_accuracy": float(model.metrics["test_accuracy"]),
         "minutes_planned": plan.get("minutes"),
@@ -360,7 +368,7 @@ def _sections(
     preset, images = timed.preset, counts(timed.data)
     neuron = preset.neuron
     command = " ".join(run.record()["environment"]["command"])
-    recipe = dataclasses.asdict(preset.training) | {"epochs": plan["epochs"]}
+    recipe = dataclasses.asdict(preset.training) | {name: plan[name] for name in ("epochs", "precision")}
     planned, taken = summary["minutes_planned"], summary["minutes_taken"]
     about = (
         f"`{command}`\n\n{timed.data.source}\n\nCell `{preset.cell}`, C = {preset.channels}, T = {preset.time_steps}, "
@@ -382,6 +390,8 @@ def _sections(
            else "The run was resumed, so no single start took it all. ")
         + ("**Longer than planned**: steps became slower than when they were timed. "
            if planned and (taken or 0) > planned else "")
+        + "".join(f"A step took {1000 * seconds:.0f} ms in {name} when timed. "
+                  for name, seconds in plan.get("steps", {}).items())
         + f"Steps alone: {summary['training_minutes']:.2f} minutes; starting and compiling, before and in the first "
         f"epoch: about {summary['compilation_minutes']:.2f}."
     )  # fmt: skip

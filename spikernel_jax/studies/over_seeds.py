@@ -1,7 +1,7 @@
 """The training of a given time over several seeds: mean, standard deviation, and what is behind them.
 
-The first seed's plan decides the epochs of all, so that equals are compared; each seed has a run folder of its own
-within that of them all.
+The first seed's plan decides the epochs and the precision of all, so that equals are compared; each seed has a run
+folder of its own within that of them all.
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ def train_over_seeds(timed: TimedTraining, out: str | Path, seeds: int) -> dict[
         for seed in range(timed.seed, timed.seed + seeds):
             preset = timed.preset
             if rows:
-                training = dataclasses.replace(preset.training, epochs=rows[0]["epochs"])
+                planned = {name: rows[0][name] for name in ("epochs", "precision")}
+                training = dataclasses.replace(preset.training, **planned)
                 preset = dataclasses.replace(preset, minutes=None, training=training)
             own = dataclasses.replace(timed, seed=seed, preset=preset, since=process_seconds() if rows else 0.0)
             timed.say(f"seed {seed}, {len(rows) + 1} of {seeds}")

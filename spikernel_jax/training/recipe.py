@@ -17,6 +17,7 @@ import optax
 from spikernel_jax.data import augment, cutmix, cutout, mixup, normalise, trivial_augment
 from spikernel_jax.io.checks import require_known, whole
 from spikernel_jax.snn.rounding import BITS
+from spikernel_jax.training.muon import muon
 
 Array = jax.Array
 
@@ -183,14 +184,7 @@ def _optimiser(config: TrainConfig, total_steps: int) -> optax.GradientTransform
     if config.optimiser == "adamw":
         return optax.adamw(rates, config.momentum, weight_decay=config.weight_decay, mask=mask)
     if config.optimiser == "muon":
-        return optax.contrib.muon(
-            rates,
-            beta=config.momentum,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=mask,
-            adam_weight_decay=config.weight_decay if mask is None else 0.0,
-            muon_weight_dimension_numbers=_matrices,
-        )
+        return muon(rates, config.momentum, config.weight_decay, kernels_alone=mask is not None)
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask),
         optax.sgd(rates, config.momentum, nesterov=config.optimiser == "nesterov"),
@@ -199,15 +193,6 @@ def _optimiser(config: TrainConfig, total_steps: int) -> optax.GradientTransform
 
 def _kernels(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def _matrices(params: Any) -> Any:
-    """For Muon: which axes of a kernel are a matrix's rows, and which its columns; None of what is no kernel."""
-
-    def axes(leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
-        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if leaf.ndim > 1 else None
-
-    return jax.tree.map(axes, params)
 
 
 def inputs(

@@ -95,6 +95,18 @@ def test_in_a_network(k, precision, feedback):
     assert layouts(steps, params, jnp.ones((4, 8, 8, 1))) == {CHANNELS_LAST}
 
 
+def test_bfloat16_is_multiplied_as_matrices():
+    """Products that a core may have a unit for; and what is moved is not widened for it."""
+    step, carry = gradients(3, 1, jnp.bfloat16)
+    text = jax.jit(lambda *carry: lax.scan(step, carry, length=1)).lower(*carry).compile().as_text() or ""
+    products = re.findall(r"= f32\S* dot\(%?([\w.\-]+), %?([\w.\-]+)\)", text)
+    factors = [re.search(rf"%?{re.escape(name)} = (\w+)\[", text) for pair in products for name in pair]
+    assert len(products) == 7  # a row of the kernel's each, forwards and of the input's gradient; one of the kernel's
+    assert {factor and factor[1] for factor in factors} == {"bf16"}
+    assert set(re.findall(r"= (\w+)\[\S* (?:concatenate|pad)\(", text)) == {"u16"}
+    assert " convolution(" not in text
+
+
 def test_the_test_sees_what_it_looks_for():
     def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
         y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -538,6 +538,32 @@ def test_conv_of_few_channels(k, channels, width):
     np.testing.assert_allclose((dkernel * (moved - kernel)).sum(), (difference * g).sum(), rtol=1e-10)
 
 
+@pytest.mark.parametrize(("k", "dilation", "n", "channels"), [(1, 1, 3, (5, 7)), (3, 1, 4, (3, 40)), (5, 1, 3, (33, 2)),
+                                                              (7, 1, 2, (8, 8)), (3, 2, 5, (40, 33))])  # fmt: skip
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
+def test_conv_of_bfloat16(k, dilation, n, channels, at_once, monkeypatch):
+    """Its products are exact in float32, and so are their sums, but for rounding; gradients are read in bfloat16."""
+    monkeypatch.setattr(convolution, "_FACTOR_BYTES", at_once)  # image by image, and all at once
+    rng = np.random.default_rng(k)
+
+    def narrow(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+
+    x, kernel, g = narrow(n, 7, 9, channels[0]), narrow(k, k, *channels), narrow(n, 7, 9, channels[1])
+    of = lambda x, kernel: convolution.conv(x, kernel, dilation=dilation)  # noqa: E731
+    ours, backwards = jax.vjp(jax.jit(of), x, kernel.astype(jnp.float32))
+    with jax.enable_x64(True):
+        want, want_backwards = jax.vjp(of, *(a.astype(jnp.float64) for a in (x, kernel)))
+        dx, dkernel = want_backwards(g.astype(jnp.float64))
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-4)
+    dx_ours, dkernel_ours = backwards(g.astype(jnp.float32))
+    assert dx_ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(dx_ours.astype(jnp.float32), dx, rtol=1e-2, atol=1e-2)
+    assert dkernel_ours.dtype == jnp.float32
+    np.testing.assert_allclose(dkernel_ours, dkernel, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 6)])
 def test_avgpool(size):
     x = np.random.default_rng(0).normal(size=(2, 3, *size, 2))

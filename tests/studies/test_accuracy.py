@@ -22,6 +22,7 @@ from spikernel_jax.pipeline.presets import OWN, TIMED_PRESETS, get_timed_preset
 from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.studies import accuracy
 from spikernel_jax.studies.accuracy import Costs, epochs_that_fit
+from spikernel_jax.training.recipe import PRECISIONS, TrainConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "accuracy.py"
 start = functools.partial(scripts.start, SCRIPT)
@@ -109,7 +110,7 @@ def test_costs_are_told_apart(monkeypatch, tmp_path):
     monkeypatch.setattr(accuracy, "train", fake_train)
     monkeypatch.setattr(accuracy, "evaluate", fake_evaluate)
     task = accuracy.open_training("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
-    costs = accuracy.measure(task, tmp_path / "there")
+    costs = accuracy.measure(task, task.preset.training, tmp_path / "there")
     assert costs == pytest.approx(Costs(start=57.0, step=0.25, image=0.125, save=3.0))
 
 
@@ -172,7 +173,7 @@ def test_a_run_leaves_curve_test_model_and_page(finished):
     assert model.metrics["source"] == images.source
     # Stem 9·2, transition 9·2·4, cells 9·2·2 + 9·4·4; norms of 2, 2, 4, 4, 2 and 4 channels; head 4·10 + 10.
     assert summary["parameters"] == 18 + 72 + 36 + 144 + 2 * 18 + 50
-    assert RunFolder.open(out).read_json("plan.json") == {"epochs": 2}
+    assert RunFolder.open(out).read_json("plan.json") == {"epochs": 2, "precision": "float32"}
     assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "report.md").read_text()
     for words in (images.source, "356 parameters", "n = 1", "T = 2", "batch_size 16", "accuracy.py --preset smoke",
@@ -223,7 +224,7 @@ def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
 
 
 def test_time_decides_the_epochs(tmp_path, monkeypatch):
-    monkeypatch.setattr(accuracy, "measure", lambda task, folder: Costs(10.0, 1.0, 0.1, 1.0))
+    monkeypatch.setattr(accuracy, "measure", lambda task, config, folder: Costs(10.0, 1.0, 0.1, 1.0))
     task = accuracy.open_training("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
 
     def planned(minutes: float, epochs: int) -> int:
@@ -238,6 +239,37 @@ def test_time_decides_the_epochs(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--minutes 0\.5: not one epoch of 8\.2 s fits; give at least 0\.6"):
         planned(0.5, 10)  # 28.4 / 0.95 s and the two that are gone
     assert planned(0.6, 10) == 1
+
+
+@pytest.mark.parametrize("faster", PRECISIONS)
+def test_the_faster_precision_is_trained_in(faster, tmp_path, monkeypatch):
+    """Both are timed, the plan says which won, the training is of it, and the seeds that follow time none."""
+    timed, trained, real = [], [], accuracy.train
+
+    def measured(task: Any, config: TrainConfig, folder: Path) -> Costs:
+        timed.append(config.precision)
+        return Costs(1.0, 0.01 if config.precision == faster else 0.02, 0.001, 0.1)
+
+    def watched(spec: Any, genotype: Any, data: Any, config: TrainConfig, **named: Any) -> Any:
+        trained.append(config.precision)
+        return real(spec, genotype, data, config, **named)
+
+    monkeypatch.setattr(accuracy, "measure", measured)
+    monkeypatch.setattr(accuracy, "train", watched)
+    presets = TIMED_PRESETS["mnist5k"]
+    monkeypatch.setitem(presets, "smoke", dataclasses.replace(presets["smoke"], precisions=PRECISIONS))
+    options = [*SMALL, "--minutes", "40", "--seeds", "2"]
+    start(*options, "--out", str(tmp_path / "run"))
+    assert timed == list(PRECISIONS)
+    assert trained == [faster, faster]
+    plan, text = (tmp_path / "run" / "seed0" / name for name in ("plan.json", "report.md"))
+    assert f'"precision": "{faster}"' in plan.read_text()
+    assert f"A step took 10 ms in {faster} when timed." in text.read_text()
+    assert f"precision {faster}" in text.read_text()
+    other = next(name for name in PRECISIONS if name != faster)
+    start(*options, "--precision", other, "--out", str(tmp_path / "given"))
+    assert timed[2:] == [other]  # to know how long it takes
+    assert trained[2:] == [other, other]
 
 
 def test_too_short_a_time_is_one_line_and_no_folder(tmp_path, capsys):
@@ -260,7 +292,7 @@ def test_stopped_it_goes_on_by_the_same_plan_and_is_tested_once(finished, tmp_pa
     def interrupts(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accuracy, "measure", lambda task, folder: Costs(1.0, 0.01, 0.001, 0.1))
+    monkeypatch.setattr(accuracy, "measure", lambda task, config, folder: Costs(1.0, 0.01, 0.001, 0.1))
     for name, stopping in (("train", stops), ("evaluate", interrupts)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(accuracy, name, stopping)
@@ -293,7 +325,7 @@ def test_a_damaged_plan_is_one_line(finished, tmp_path, capsys):
 def test_over_seeds_each_is_the_training_of_its_seed(tmp_path, monkeypatch, capsys):
     """The first seed's plan is everyone's; a second start trains nothing; mean and deviation are NumPy's."""
     out, options = tmp_path / "seeds", [*SMALL, "--minutes", "40", "--seeds", "3"]
-    monkeypatch.setattr(accuracy, "measure", lambda task, folder: Costs(1.0, 0.01, 0.001, 0.1))
+    monkeypatch.setattr(accuracy, "measure", lambda task, config, folder: Costs(1.0, 0.01, 0.001, 0.1))
     told_apart = {0: 0.5, 1: 0.125, 2: 0.25}
     monkeypatch.setattr(accuracy, "evaluate", lambda model, split: told_apart[model.metrics["seed"]])
     start(*options, "--out", str(out))
@@ -301,7 +333,7 @@ def test_over_seeds_each_is_the_training_of_its_seed(tmp_path, monkeypatch, caps
     assert_same_result(out / "seed2", tmp_path / "alone")
     runs = [RunFolder.open(out / f"seed{seed}") for seed in range(3)]
     assert runs[0].read_json("plan.json")["minutes"] == 40
-    assert all(run.read_json("plan.json") == {"epochs": 2} for run in runs[1:])
+    assert all(run.read_json("plan.json") == {"epochs": 2, "precision": "float32"} for run in runs[1:])
     tests = [run.read_json("test.json")["test_accuracy"] for run in runs]
     assert tests == list(told_apart.values())
     summary = RunFolder.open(out).summary()
