@@ -236,9 +236,9 @@ _H100_RECIPE = dataclasses.replace(_RECIPE, batch_size=256, cutout=8, precision=
 
 _H100 = Timed(training=_H100_RECIPE, minutes=9.0)
 _CPU_HOUR = Timed(
-    training=dataclasses.replace(_RECIPE, learning_rate=0.03),
+    training=dataclasses.replace(_RECIPE, learning_rate=0.03, batch_size=128),
     cell="0>1:conv3 0>2:skip 1>2:conv3 0>3:skip 1>3:skip 2>3:conv3",
-    channels=72,
+    channels=96,
     time_steps=1,
     stem_stride=2,
     norm="per_step",
@@ -257,7 +257,7 @@ TIMED_PRESETS: dict[str, dict[str, Timed]] = {
         "cifar10": {"cpu-1h": _CPU_HOUR, "h100-10min": _H100},
         "cifar100": {"cpu-1h": _CPU_HOUR, "h100-10min": dataclasses.replace(_H100, channels=160)},
         "tiny_imagenet": {
-            "cpu-1h": dataclasses.replace(_CPU_HOUR, channels=36, padding=None),
+            "cpu-1h": dataclasses.replace(_CPU_HOUR, channels=48, padding=None),
             "h100-10min": dataclasses.replace(_H100, channels=160, stem_stride=2),
         },
         OWN: {"cpu-1h": _CPU_HOUR, "h100-10min": _H100},
