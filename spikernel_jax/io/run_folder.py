@@ -4,7 +4,7 @@ Layout of a folder::
 
     config.json     {"config": ..., "id": ..., "environment": ..., "resumed": [...]}
     summary.json    a few numbers of the run, merged in as they become known
-    tables/*.parquet, each with its seal beside it; figures/*.png; finalists/...
+    tables/*.parquet, each with its seal beside it; figures/*.png, *.pdf; finalists/...
     report.md       the page that `spikernel_jax.report.pages.write_report` makes
 
 What a later step reads is sealed (`spikernel_jax.io.seal`) and bound to this run by its `id`. User errors are

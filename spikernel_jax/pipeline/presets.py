@@ -236,7 +236,7 @@ _H100_RECIPE = dataclasses.replace(_RECIPE, batch_size=256, cutout=8, precision=
 
 _H100 = Timed(training=_H100_RECIPE, minutes=9.0)
 _CPU_HOUR = Timed(
-    training=dataclasses.replace(_RECIPE, learning_rate=0.03, batch_size=128),
+    training=dataclasses.replace(_RECIPE, learning_rate=0.04, batch_size=256),
     cell="0>1:conv3 0>2:skip 1>2:conv3 0>3:skip 1>3:skip 2>3:conv3",
     channels=96,
     time_steps=1,

@@ -1,9 +1,9 @@
 """Figures of a run.
 
-A `..._figure` function writes a PNG, atomically, and returns the matplotlib figure; its `title` should say
-the data set and the number of images. A row whose value is missing or not finite is left out of its panel,
-which says how many were. A column that a table lacks is a `ValueError` that names it. Memory is drawn in KiB
-(1024 bytes), accuracy in per cent.
+A `..._figure` function writes a PNG and a PDF beside it, atomically, and returns the matplotlib figure; its
+`title` should say the data set and the number of images. A row whose value is missing or not finite is left
+out of its panel, which says how many were. A column that a table lacks is a `ValueError` that names it.
+Memory is drawn in KiB (1024 bytes), accuracy in per cent.
 """
 
 import math
@@ -65,9 +65,11 @@ def new_figure(title: str, size: tuple[float, float], **grid: Any) -> "tuple[Fig
 
 
 def save(figure: "Figure", path: str | Path) -> "Figure":
-    """Writes a figure as PNG, atomically, and gives it back."""
+    """Writes a figure as PNG and, for a paper, as PDF beside it, each atomically, and gives it back."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+    with atomic_path(Path(path).with_suffix(".pdf")) as temporary:
+        figure.savefig(temporary, format="pdf", dpi=150, metadata={"CreationDate": None})
     return figure
 
 
@@ -195,9 +197,9 @@ def search_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figur
     for axis, name in zip(axes, names, strict=False):
         here = finite & (sets == name)
         over, within, best = here & ~fits, here & fits & ~finalist, here & finalist
-        axis.scatter(kib[over], score[over], s=8, color=GREY, linewidths=0, label="over budget")
+        axis.scatter(kib[over], score[over], s=8, color=GREY, linewidths=0, label="over budget", rasterized=True)
         colours = {"c": edges[within], "cmap": "viridis", "norm": norm}
-        axis.scatter(kib[within], score[within], s=10, linewidths=0, **colours)
+        axis.scatter(kib[within], score[within], s=10, linewidths=0, rasterized=True, **colours)
         bars = np.where(np.isfinite(error[best]), error[best], 0.0)
         axis.errorbar(
             kib[best], score[best], yerr=bars, fmt="*", color=RED, markeredgecolor="black",

@@ -56,7 +56,8 @@ KINDS: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
 
 def files_of(folder: Path) -> list[Path]:
     """What a later start may read."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".png", ".lock", ".md"))
+    unread = (".png", ".pdf", ".lock", ".md")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in unread)
 
 
 def result_of(folder: Path) -> tuple[list[pl.DataFrame], str]:

@@ -107,8 +107,10 @@ def test_the_folder_holds_what_users_rely_on(explored):
         f"{name}.parquet{end}" for name in TABLES for end in ("", ".seal")
     }
     figures = list((out / "figures").iterdir())
-    assert {path.name for path in figures} == {f"{n}.png" for n in ("impact", "search", "training", "tradeoff")}
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+    names = ("impact", "search", "training", "tradeoff")
+    assert {path.name for path in figures} == {f"{name}.{end}" for name in names for end in ("png", "pdf")}
+    starts = {".png": b"\x89PNG", ".pdf": b"%PDF"}
+    assert all(path.read_bytes().startswith(starts[path.suffix]) for path in figures)
     config = json.loads((out / "config.json").read_text())
     assert config["config"]["data"] == "mnist5k"  # the embedded one: no network, no files of the user's
     assert {"versions", "device", "command", "git"} <= set(config["environment"])

@@ -91,7 +91,11 @@ def test_impact_figure(tmp_path, impact):
     impact = impact.with_columns(accuracy=pl.when(kernel="5", seed=1).then(NAN).otherwise("accuracy"))
     figure = figures.impact_figure(impact, tmp_path / "impact.png", "MNIST (n = 10)")
     assert is_png(tmp_path / "impact.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["impact.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["impact.pdf", "impact.png"]
+    first = (tmp_path / "impact.pdf").read_bytes()
+    assert first.startswith(b"%PDF-")
+    figures.impact_figure(impact, tmp_path / "impact.png", "MNIST (n = 10)")
+    assert (tmp_path / "impact.pdf").read_bytes() == first  # no time in it: a run made again has the same bytes
     accuracy, memory, synops = figure.axes
     np.testing.assert_allclose(curve(accuracy.lines[0]), [[1, 52], [3, 54], [5, 55]])
     assert sorted(y for _, y in offsets(accuracy)) == [51, 53, 53, 55, 55]
