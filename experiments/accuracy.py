@@ -19,8 +19,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.job import default_folder
 from spikernel_jax.pipeline.presets import Timed, get_timed_preset
@@ -37,7 +35,7 @@ _OF_RECIPE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.MachineOptions, cli.SizeOptions):
+class Options(cli.OutputOptions, cli.MachineOptions, cli.SizeOptions):
     """Options of the training; those of a preset are the preset's where not given."""
 
     data: str = "mnist5k"
@@ -133,13 +131,13 @@ def accuracy(options: Options) -> None:
     out = options.out or default_folder(options.data, name, options.seed, kind)
     if options.seeds != 1:
         result = train_over_seeds(timed, out, options.seeds)
-        Console().print(
+        cli.results().print(
             f"{options.data}: {timed.validation_name} {points(result, 'validation_accuracy')} %, "
             f"test {points(result, 'test_accuracy')} %, n = {result['n']}; report: {out / 'report.md'}"
         )
         return
     result = train_in_time(timed, out)
-    Console().print(
+    cli.results().print(
         f"{options.data}: {timed.validation_name} {100 * result['validation_accuracy']:.2f} %, "
         f"test {100 * result['test_accuracy']:.2f} %, {result['parameters']:,} parameters, T = {preset.time_steps}, "
         f"{result['epochs']} epochs; report: {out / 'report.md'}"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from spikernel_jax.pipeline import baselines, cli, finalists, impact, kernel_sets, search, tradeoff
 from spikernel_jax.report import pages
@@ -29,13 +28,12 @@ class Options(cli.Shared, cli.SetOptions, cli.ImpactOptions, cli.TrainingOptions
 def explore(options: Options) -> None:
     """Runs the four steps."""
     job = cli.open_job(options, searches=True)
-    console = Console()
     with job.run.lock():
-        console.print(pages.impact_table(impact.measure_impact(job)))
-        console.print(pages.finalists_table(search.search_sets(job, kernel_sets.choose_sets(job))))
+        cli.results().print(pages.impact_table(impact.measure_impact(job)))
+        cli.results().print(pages.finalists_table(search.search_sets(job, kernel_sets.choose_sets(job))))
         finalists.train_finalists(job)
         baselines.train_baselines(job)
-        console.print(pages.tradeoff_table(tradeoff.choose_model(job)))
+        cli.results().print(pages.tradeoff_table(tradeoff.choose_model(job)))
 
 
 if __name__ == "__main__":

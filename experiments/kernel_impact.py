@@ -7,8 +7,6 @@ Leaves tables/impact.parquet and figures/impact.png in the run folder.
 
 import dataclasses
 
-from rich.console import Console
-
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.impact import measure_impact
 from spikernel_jax.report import pages
@@ -23,7 +21,7 @@ def kernel_impact(options: Options) -> None:
     """Trains each kernel size over several seeds."""
     job = cli.open_job(options)
     with job.run.lock():
-        Console().print(pages.impact_table(measure_impact(job)))
+        cli.results().print(pages.impact_table(measure_impact(job)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import dataclasses
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from spikernel_jax.pipeline import cli
 from spikernel_jax.report.page import write_page
@@ -30,7 +29,7 @@ def report(options: Options) -> None:
     """Writes the page."""
     if not options.runs:
         raise ValueError("no run is given: want the folder of one at least, such as runs/mnist5k-cpu-seed0")
-    Console().print(f"page: {write_page(options.runs, options.out)}")
+    cli.results().print(f"page: {write_page(options.runs, options.out)}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ Leaves tables/search.parquet and figures/search.png in the run folder.
 
 import dataclasses
 
-from rich.console import Console
-
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.kernel_sets import choose_sets
 from spikernel_jax.pipeline.search import join_search, search_sets
@@ -33,7 +31,7 @@ def search(options: Options) -> None:
             return
         with job.run.lock():
             found = search_sets(job, choose_sets(job))
-    Console().print(pages.finalists_table(found))
+    cli.results().print(pages.finalists_table(found))
 
 
 if __name__ == "__main__":

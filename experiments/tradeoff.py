@@ -7,8 +7,6 @@ Leaves tables/tradeoff.parquet and figures/tradeoff.png in the run folder.
 
 import dataclasses
 
-from rich.console import Console
-
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.tradeoff import choose_model
 from spikernel_jax.report import pages
@@ -25,7 +23,7 @@ def tradeoff(options: Options) -> None:
     job = cli.open_job(options, override=True, needs=("finalists", "experiments/train.py"))
     with job.run.lock():
         table = choose_model(job)
-    Console().print(pages.tradeoff_table(table))
+    cli.results().print(pages.tradeoff_table(table))
 
 
 if __name__ == "__main__":

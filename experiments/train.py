@@ -8,8 +8,6 @@ run folder.
 
 import dataclasses
 
-from rich.console import Console
-
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.baselines import train_baselines
 from spikernel_jax.pipeline.finalists import train_finalists
@@ -28,7 +26,7 @@ def train(options: Options) -> None:
         tables = train_finalists(job), train_baselines(job)
     columns = ("name", "genotype", "seed", "validation_accuracy", "test_accuracy", "memory_bytes")
     for table in tables:
-        Console().print(pages.markdown_table(table, columns))
+        cli.results().print(pages.markdown_table(table, columns))
 
 
 if __name__ == "__main__":

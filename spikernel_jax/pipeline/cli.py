@@ -3,10 +3,8 @@
 import dataclasses
 import hashlib
 import io
-import os
 import runpy
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +15,7 @@ from rich.markdown import Markdown
 
 from spikernel_jax.io import machine, signals
 from spikernel_jax.io.processes import ALONE, Processes, initialise
+from spikernel_jax.io.voice import Manner, Voice, print_to_nobody
 from spikernel_jax.pipeline import job
 from spikernel_jax.pipeline.options import NAMES_OF_OPTIONS
 from spikernel_jax.pipeline.presets import Preset, get_preset
@@ -25,7 +24,17 @@ Options = TypeVar("Options")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shared:
+class OutputOptions:
+    """What is printed while a script works."""
+
+    quiet: bool = False
+    """Print results alone, no progress."""
+    json: bool = False
+    """Print progress as JSON, an object a line, and results on standard error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared(OutputOptions):
     """Options of every experiment script."""
 
     data: str | None = None
@@ -129,7 +138,7 @@ class SizeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TableOptions:
+class TableOptions(OutputOptions):
     """What is held against a table of trained cells, and which."""
 
     table: str = "cifar10"
@@ -168,17 +177,17 @@ class ProcessOptions:
     """Which of them this is, from 0."""
 
 
+_voice = Voice()  # of this process; `main` makes the one that the options ask for
+
+
 def say(text: str) -> None:
-    """Prints a line of progress at once; work goes on where nobody reads any more."""
-    try:
-        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-    except BrokenPipeError:
-        _print_to_nobody()
+    """Says a line of progress, in the manner that the script was asked for."""
+    _voice.say(text)
 
 
-def _print_to_nobody() -> None:
-    """What is printed from here on is lost, as whoever read it has left."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def results() -> Console:
+    """Where a script prints what it found."""
+    return _voice.results
 
 
 def join_processes(options: ProcessOptions) -> Processes:
@@ -188,7 +197,7 @@ def join_processes(options: ProcessOptions) -> Processes:
 
 def show(markdown: str) -> None:
     """Prints Markdown as a terminal shows it."""
-    Console().print(Markdown(markdown))
+    results().print(Markdown(markdown))
 
 
 def study_preset(options: Shared, *names: str, **changes: Any) -> tuple[str, str, int, Preset]:
@@ -253,8 +262,10 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
         options = tyro.cli(options_type, description=description)
         sys.stdout.flush()
     except BrokenPipeError:
-        _print_to_nobody()
+        print_to_nobody()
         sys.exit(0)
+    global _voice
+    _voice = Voice(_manner(options))
     script = Path(body.__code__.co_filename).resolve()
     started = script in (Path(word).resolve() for word in sys.orig_argv[1:])  # else another program calls it
     if started and getattr(options, "huge_pages", False):
@@ -273,3 +284,14 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    finally:
+        _voice.end()
+        _voice = Voice()
+
+
+def _manner(options: Any) -> Manner:
+    quiet, json = (getattr(options, name, False) for name in ("quiet", "json"))
+    if quiet and json:
+        print("error: --quiet and --json: give one of them", file=sys.stderr)
+        sys.exit(2)
+    return "json" if json else "quiet" if quiet else "lines"

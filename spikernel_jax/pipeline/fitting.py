@@ -8,6 +8,7 @@ from spikernel_jax.embedded import integer
 from spikernel_jax.embedded.calibration import CALIBRATED, calibrated
 from spikernel_jax.embedded.lower import WEIGHT_BITS, WIDTHS
 from spikernel_jax.embedded.program import Program
+from spikernel_jax.io.voice import Moving
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.model import Model
@@ -101,7 +102,12 @@ def trained_on(job: Job, name: str, model: Model, bits: int, epochs: int) -> Mod
         folder=job.run.folder("tuning") / f"{name}-{f'int{bits}' if bits else 'float32'}-{epochs}",
         start=model,
         progress=lambda record: job.say(
-            f"    epoch {record['epoch']}/{epochs}  validation {100 * record['validation_accuracy']:.1f} %"
+            Moving(
+                f"    epoch {record['epoch']}/{epochs}  validation {100 * record['validation_accuracy']:.1f} %",
+                name=name,
+                of=epochs,
+                **record,
+            )
         ),
         say=job.say,
     )

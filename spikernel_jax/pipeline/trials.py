@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.files import differences
 from spikernel_jax.io.units import duration
+from spikernel_jax.io.voice import Moving
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.model import Model
@@ -203,10 +204,12 @@ def _epoch_line(job: Job, trial: Trial, clock: Clock, name: str, last: list[floa
     now, epochs = time.perf_counter(), trial.config.epochs
     clock.epoch(trial, epochs - record["epoch"], now - last[0])
     last[0] = now
-    job.say(
+    left = clock.left()
+    job.say(Moving(
         f"  {name}  epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.3f}  validation "
-        f"{100 * record['validation_accuracy']:.1f} %  {duration(clock.left())} left"
-    )
+        f"{100 * record['validation_accuracy']:.1f} %  {duration(left)} left",
+        name=name, of=epochs, left_seconds=left, **record,
+    ))  # fmt: skip
 
 
 def of_cells(job: Job, cells: Mapping[str, tuple[CellSpace, ArrayLike]]) -> list[Trial]:

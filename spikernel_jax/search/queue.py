@@ -17,6 +17,7 @@ from spikernel_jax.cells.kernels import Kernel
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.processes import ALONE, Processes, alone_counter
 from spikernel_jax.io.store import ResultStore
+from spikernel_jax.io.voice import Moving
 from spikernel_jax.scoring.replicates import Scores, over_replicates
 from spikernel_jax.snn import network
 from spikernel_jax.snn.cost import costs
@@ -95,7 +96,10 @@ def progress_line(say: Callable[[str], None], name: str = "", every: float = 5.0
             last[0] = time.perf_counter()
             lost = f"  lost processes {', '.join(map(str, p.lost))}" if p.lost else ""
             what = f"{name}  {p.done:.0f}/{p.total}" if name else f"{p.done:.0f}/{p.total}"
-            say(f"  {what} cells  {p.rate:.0f}/s  {p.left:.0f} s left  best {p.best:.2f}{lost}")
+            text = f"  {what} cells  {p.rate:.0f}/s  {p.left:.0f} s left  best {p.best:.2f}{lost}"
+            known = {"rate": p.rate, "left_seconds": p.left, "best": p.best}
+            finite = {name: value for name, value in known.items() if np.isfinite(value)}
+            say(Moving(text, done=p.done, of=p.total, lost=p.lost, **finite))
 
     return line
 

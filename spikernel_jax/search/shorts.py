@@ -23,6 +23,7 @@ from spikernel_jax.data import Dataset
 from spikernel_jax.io import files
 from spikernel_jax.io.processes import ALONE, Processes
 from spikernel_jax.io.units import duration
+from spikernel_jax.io.voice import Moving
 from spikernel_jax.scoring.counts import COUNTS
 from spikernel_jax.search.halving import Cells
 from spikernel_jax.snn.spec import NetworkSpec
@@ -166,15 +167,20 @@ def train_rungs(training: Training, line: Line, budget: int, data: Dataset, say:
     def reach(at: NDArray[np.int64], until: int) -> NDArray[np.float64]:
         say(f"  {until} epochs: {len(at)} cells")
         training.processes.tell(_told(until), at.tolist())
-        found, began, left = np.empty(len(at)), time.perf_counter(), [*range(len(at))]
+        found, began, left, best = np.empty(len(at)), time.perf_counter(), [*range(len(at))], 0.0
         while left:
             for index, accuracy in _able(training, line.rows[at], until, data, before := left):
                 found[index] = accuracy
                 left = [other for other in left if other != index]
                 number = len(at) - len(left)
                 seconds = (time.perf_counter() - began) / number * len(left)
-                text = training.spec.space.explicit(line.rows[at[index]])
-                say(f"    {number}/{len(at)}  {text}  validation {100 * accuracy:.1f} %  {duration(seconds)} left")
+                text, best = training.spec.space.explicit(line.rows[at[index]]), max(best, accuracy)
+                say(Moving(
+                    f"    {number}/{len(at)}  {text}  validation {100 * accuracy:.1f} %  {duration(seconds)} left  "
+                    f"best {100 * best:.1f} %",
+                    done=number, of=len(at), genotype=text, validation_accuracy=float(accuracy), best=float(best),
+                    left_seconds=seconds,
+                ))  # fmt: skip
             if len(left) == len(before):  # all in the hands of others
                 time.sleep(_LOOK_SECONDS)
         return found

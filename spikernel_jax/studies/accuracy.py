@@ -24,6 +24,7 @@ from spikernel_jax.data import Dataset, Split
 from spikernel_jax.io import files
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.io.units import duration
+from spikernel_jax.io.voice import Moving
 from spikernel_jax.pipeline.job import check_seed, counts, load_images, open_folder
 from spikernel_jax.pipeline.presets import Timed
 from spikernel_jax.report import figures, pages
@@ -301,7 +302,7 @@ def _train(timed: TimedTraining, run: RunFolder, plan: dict[str, Any]) -> Model:
         f"{timed.preset.cell!r}, C = {timed.spec.channels}, T = {timed.spec.time_steps}: {parameters:,} parameters, "
         f"{config.epochs} epochs{about}, convolutions of {config.precision}"
     )
-    marks = [time.perf_counter()]
+    marks, best = [time.perf_counter()], [0.0]
 
     def line(record: dict[str, Any]) -> None:
         marks.append(time.perf_counter())
@@ -309,12 +310,14 @@ def _train(timed: TimedTraining, run: RunFolder, plan: dict[str, Any]) -> Model:
         # The first epoch compiles.
         each = np.median(taken[1:]) if len(taken) > 1 else plan.get("epoch_seconds", taken[0])
         left = float(each) * (config.epochs - record["epoch"])
-        timed.say(
+        best[0] = max(best[0], record["validation_accuracy"])
+        timed.say(Moving(
             f"  epoch {record['epoch']}/{config.epochs}  loss {record['train_loss']:.3f}  "
             f"train {100 * record['train_accuracy']:.1f} %  "
             f"{timed.validation_name} {100 * record['validation_accuracy']:.2f} %  "
-            f"{record['seconds']:.1f} s  {duration(left, 1)} left"
-        )
+            f"{record['seconds']:.1f} s  {duration(left, 1)} left",
+            of=config.epochs, left_seconds=left, best=best[0], **record,
+        ))  # fmt: skip
 
     folder = run.path / _TRAINING
     folder.mkdir(exist_ok=True)

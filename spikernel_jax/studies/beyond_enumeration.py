@@ -18,6 +18,7 @@ from spikernel_jax.cells.kernels import kernel_set_text
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.io.units import format_bytes
+from spikernel_jax.io.voice import Moving
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import pages, search_figures
 from spikernel_jax.scoring.fidelity import Fidelity
@@ -158,7 +159,9 @@ def pruned(job: Job, scoring: Scoring, score: evolution.ScoreRows, folder: Path)
         fits=scoring.fits,
         folder=folder,
         settings=job.run.config,
-        progress=lambda number, left: job.say(f"  pruning  round {number}, {left} operations to go"),
+        progress=lambda number, left: job.say(
+            Moving(f"  pruning  round {number}, {left} operations to go", done=number, operations_left=left)
+        ),
     )
     rows = found.cell[None]
     return scoring.evaluations("pruning", 0, rows, score(rows), found.evaluations)

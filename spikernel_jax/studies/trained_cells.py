@@ -20,6 +20,7 @@ from spikernel_jax.cells.kernels import kernel_set_text, operation_of
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.store import ResultStore
 from spikernel_jax.io.units import duration
+from spikernel_jax.io.voice import Moving
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.report import pages, ranking
 from spikernel_jax.scoring import counts
@@ -137,10 +138,12 @@ def train_cells(job: Job, study: Study) -> "pl.DataFrame":
         fresh += len(seeds)
         left = (time.perf_counter() - began) / fresh * (len(wanted) - fresh)
         accuracies = ", ".join(f"{100 * own['validation'][-1]:.1f}" for own in found)
-        job.say(
-            f"  {len(done) + fresh}/{len(done) + len(wanted)}  seed {', '.join(map(str, seeds))}  "
-            f"{study.spec.space.explicit(row)}  validation {accuracies} %  {duration(left)} left"
-        )
+        number, of, text = len(done) + fresh, len(done) + len(wanted), study.spec.space.explicit(row)
+        job.say(Moving(
+            f"  {number}/{of}  seed {', '.join(map(str, seeds))}  {text}  validation {accuracies} %  "
+            f"{duration(left)} left",
+            done=number, of=of, genotype=text, left_seconds=left,
+        ))  # fmt: skip
         if fresh - written >= _WRITE_EVERY:
             _write(job, study, store)
             written = fresh

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +180,20 @@ def test_a_run_leaves_curve_test_model_and_page(finished):
     for words in (images.source, "356 parameters", "n = 1", "T = 2", "batch_size 16", "accuracy.py --preset smoke",
                   "No limit was set", "touched once", "Device: "):  # fmt: skip
         assert words in text, words
+
+
+def test_progress_for_machines_and_none_at_all(tmp_path, capsys):
+    start(*SMALL, "--minutes", "inf", "--json", "--out", str(tmp_path / "json"))
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2]
+    assert all({"left_seconds", "best", "train_loss", "time", "text"} <= set(line) for line in lines if "epoch" in line)
+    assert "report: " in err
+    start(*SMALL, "--minutes", "inf", "--quiet", "--out", str(tmp_path / "quiet"))
+    out, err = capsys.readouterr()
+    assert out.startswith("mnist5k: validation ")
+    assert not err
+    assert "--quiet and --json: give one of them" in refused(capsys, "--quiet", "--json", "--preset", "smoke")
 
 
 def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):

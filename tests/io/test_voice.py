@@ -1,0 +1,93 @@
+"""What is printed while a script works: lines, a line that moves, JSON, nothing."""
+
+import json
+import re
+import sys
+
+from spikernel_jax.io.voice import Moving, Voice
+
+
+class Terminal:
+    """A standard output that is a terminal, and what was written to it."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        self.written = ""
+
+    def write(self, text: str) -> int:
+        self.written += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(written: str) -> list[str]:
+    """Lines that a terminal shows in the end: what follows "erase the line" is written in its place."""
+    lines, at = [""], 0
+    for part in re.split(r"(\x1b\[\d*[A-Za-z]|\x1b\[\?25[lh]|\r|\n)", written):
+        if part == "\n":
+            at += 1
+            lines += [""] * (at == len(lines))
+        elif part == "\x1b[2K":
+            lines[at] = ""
+        elif part == "\x1b[1A":
+            at -= 1
+        elif not part.startswith("\x1b") and part != "\r":
+            lines[at] += part
+    return [line for line in lines if line]
+
+
+def test_where_there_is_no_terminal_all_are_lines(capsys):
+    voice = Voice()
+    voice.say("step 1")
+    voice.say(Moving("  1 of 2", done=1))
+    voice.say(Moving("  2 of 2", done=2))
+    voice.end()
+    assert [line[10:] for line in capsys.readouterr().out.splitlines()] == ["step 1", "  1 of 2", "  2 of 2"]
+
+
+def test_in_a_terminal_the_last_line_moves_and_the_others_stay(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    voice = Voice()
+    voice.say("step 1")
+    for number in range(3):
+        voice.say(Moving(f"  {number} of 2 " + "x" * 80, done=number))
+    (first, foot) = shown(terminal.written)
+    assert first.endswith("step 1")
+    assert "2 of 2" in foot
+    assert len(foot) <= 60  # cut, so that it is one line to take away
+    voice.say("step 2")
+    assert [line[10:] for line in shown(terminal.written)] == ["step 1", "step 2"]
+    voice.say(Moving("  half"))
+    voice.results.print("found")
+    assert [line[-6:].strip() for line in shown(terminal.written)] == ["step 1", "step 2", "found"]
+
+
+def test_json_is_an_object_a_line(capsys):
+    voice = Voice("json")
+    voice.say("  data: digits")
+    voice.say(Moving("  1 of 2", done=1, best=0.5))
+    voice.results.print("found")
+    out, err = capsys.readouterr()
+    first, second = map(json.loads, out.splitlines())
+    assert first["text"] == "data: digits"
+    assert {name: second[name] for name in ("text", "done", "best")} == {"text": "1 of 2", "done": 1, "best": 0.5}
+    assert err == "found\n"
+
+
+def test_quiet_keeps_results(capsys):
+    voice = Voice("quiet")
+    voice.say("data: digits")
+    voice.say(Moving("1 of 2"))
+    voice.results.print("found")
+    assert capsys.readouterr() == ("found\n", "")
