@@ -1,6 +1,9 @@
-"""Copies what a run measured into results/: report, figures, tables, configuration; no checkpoints, no paths.
+"""Copies what a run measured into results/: report, page, figures, tables, configuration; no checkpoints, no paths.
 
 Use: ``python tools/publish_run.py runs/mnist5k-cpu-seed0``
+
+The copy is a run's folder too, sealed as one: ``experiments/report.py`` draws its page, ``tools/compare_runs.py``
+compares it.
 """
 
 import dataclasses
@@ -13,9 +16,11 @@ from typing import Any
 
 import tyro
 
+from spikernel_jax.io import seal
 from spikernel_jax.io.files import atomic_folder
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import cli
+from spikernel_jax.report.page import PAGE, write_page
 
 NEEDED = ("config.json", "report.md")  # of a finished run
 MEASURED = ("tables", "training/metrics.jsonl")  # one of them too
@@ -53,7 +58,7 @@ def publish(options: Options) -> None:
         raise ValueError(f"{run.path} and its copy {target} would overlap: choose another --results")
     if os.path.lexists(target):
         ours = target.is_dir() and not target.is_symlink()
-        tops = {Path(name).parts[0] for name in KEPT}
+        tops = {Path(name).parts[0] for name in KEPT} | {PAGE}
         if not ours or any(entry.name not in tops for entry in target.iterdir()):
             raise ValueError(f"{target} is there and is no published run: move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,16 +67,21 @@ def publish(options: Options) -> None:
         for name in KEPT:
             if (source / name).exists():
                 (fresh / name).parent.mkdir(exist_ok=True)
-                _publish_file(source / name, fresh / name)
+                _publish_file(run, name, fresh / name)
+    if (source / PAGE).exists():
+        write_page([options.results / source.name])  # drawn of the copy: the run's own may name paths
     cli.say(f"published {target}")
 
 
-def _publish_file(source: Path, target: Path) -> None:
-    """Copies a file or folder, texts without absolute paths."""
+def _publish_file(run: RunFolder, name: str, target: Path) -> None:
+    """Copies a file or folder, texts without absolute paths, and then sealed anew."""
+    source = run.path / name
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.seal"))  # of the run folder's own
+        shutil.copytree(source, target)
     elif source.suffix == ".json":
-        target.write_text(json.dumps(_without_paths(json.loads(source.read_bytes())), indent=2) + "\n", "utf-8")
+        value = json.loads(source.read_bytes())
+        value.pop("seal", None)
+        seal.write_json(target, _without_paths(value), name if name == "config.json" else f"{run.id}/{name}")
     else:
         target.write_text(_text_without_paths(source.read_text("utf-8")), "utf-8")
 

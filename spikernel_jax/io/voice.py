@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from rich.console import Console
@@ -47,13 +48,16 @@ class Voice:
     fields. ``"quiet"`` prints neither.
     """
 
-    def __init__(self, manner: Manner = "lines"):
-        """Argument: how to say things."""
+    def __init__(self, manner: Manner = "lines", hears: Callable[[Moving], None] | None = None):
+        """Arguments: how to say things, and who hears `Moving` lines too."""
         self._manner: Manner = manner
+        self._hears = hears
         self._live: Live | None = None
 
     def say(self, text: str) -> None:
         """Says a line at once; work goes on where nobody reads any more."""
+        if self._hears and isinstance(text, Moving):
+            self._hears(text)
         try:
             if self._manner == "json":
                 fields = text.fields if isinstance(text, Moving) else {}

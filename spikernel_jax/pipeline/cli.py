@@ -1,5 +1,6 @@
 """What the experiment scripts share: options, errors in one line, progress lines."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -15,7 +16,8 @@ from rich.markdown import Markdown
 
 from spikernel_jax.io import machine, signals
 from spikernel_jax.io.processes import ALONE, Processes, initialise
-from spikernel_jax.io.voice import Manner, Voice, print_to_nobody
+from spikernel_jax.io.scalars import scalar_writer
+from spikernel_jax.io.voice import Voice, print_to_nobody
 from spikernel_jax.pipeline import job
 from spikernel_jax.pipeline.options import NAMES_OF_OPTIONS
 from spikernel_jax.pipeline.presets import Preset, get_preset
@@ -31,6 +33,8 @@ class OutputOptions:
     """Print results alone, no progress."""
     json: bool = False
     """Print progress as JSON, an object a line, and results on standard error."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard: loss and accuracy of every epoch that is trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,17 +268,18 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
     except BrokenPipeError:
         print_to_nobody()
         sys.exit(0)
-    global _voice
-    _voice = Voice(_manner(options))
     script = Path(body.__code__.co_filename).resolve()
     started = script in (Path(word).resolve() for word in sys.orig_argv[1:])  # else another program calls it
     if started and getattr(options, "huge_pages", False):
         machine.restart_with_huge_pages()
     machine.set_up(getattr(options, "compilation_cache", None))
+    global _voice
     try:
-        for path in getattr(options, "load", ()):
-            _run_file(path)
-        body(options)
+        with contextlib.ExitStack() as held:
+            _voice = _voice_of(options, held)
+            for path in getattr(options, "load", ()):
+                _run_file(path)
+            body(options)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -289,9 +294,9 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
         _voice = Voice()
 
 
-def _manner(options: Any) -> Manner:
-    quiet, json = (getattr(options, name, False) for name in ("quiet", "json"))
+def _voice_of(options: Any, held: contextlib.ExitStack) -> Voice:
+    quiet, json, folder = (getattr(options, name, None) for name in ("quiet", "json", "tensorboard"))
     if quiet and json:
-        print("error: --quiet and --json: give one of them", file=sys.stderr)
-        sys.exit(2)
-    return "json" if json else "quiet" if quiet else "lines"
+        raise ValueError("--quiet and --json: give one of them")
+    hears = held.enter_context(scalar_writer(folder)) if folder else None
+    return Voice("json" if json else "quiet" if quiet else "lines", hears)

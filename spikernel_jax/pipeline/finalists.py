@@ -9,7 +9,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import trials
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.trials import Trial
-from spikernel_jax.report import figures
+from spikernel_jax.report import figures, page
 from spikernel_jax.training.checkpoint import save_model
 from spikernel_jax.training.keep import epochs_of
 
@@ -77,6 +77,7 @@ def train_finalists(job: Job) -> "pl.DataFrame":
         curves = {trial.name: epochs_of(trials.folder(job, trial)) for trial in trainings}
         title = f"Training of the finalists, {job.data.name}"
         figures.training_figure(curves, run.folder("figures") / "training.png", title)
+    page.write_page([run.path])
     return table
 
 

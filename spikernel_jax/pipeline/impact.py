@@ -14,7 +14,7 @@ from spikernel_jax.pipeline import trials
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.options import impact_genotypes
 from spikernel_jax.pipeline.trials import Trial
-from spikernel_jax.report import figures
+from spikernel_jax.report import figures, page
 
 if TYPE_CHECKING:
     import polars as pl
@@ -58,4 +58,5 @@ def measure_impact(job: Job) -> "pl.DataFrame":
             f"counted at {options.bits} bits"
         )
         figures.impact_figure(table, run.folder("figures") / "impact.png", title)
+    page.write_page([run.path])  # of what there is by now
     return table

@@ -5,7 +5,7 @@ at which models below 10 M parameters are trained in full. ``smoke`` takes secon
 everything runs.
 
 Of trainings in a given time, ``cpu-1h`` was chosen by short trainings on validation images of CIFAR-10, one seed each
-(85.95 % test: results/accuracy-cifar10-cpu-1h-seed0); for the others, which choices are best has not been measured.
+(88.13 % test: results/accuracy-cifar10-cpu-1h-seed0); for the others, which choices are best has not been measured.
 ``h100-10min`` was sized by its FLOPs for an H100, where it has not been run (44 epochs of cifar10 took 6.5 minutes on
 an H200: results/accuracy-cifar10-h200-seed0). At 35 % of 800 TFLOP/s, and 440 s of 540 left for steps:
 

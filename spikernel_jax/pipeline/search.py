@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from spikernel_jax.cells.kernels import Kernel, kernel_set_text
 from spikernel_jax.pipeline.job import Job, Purpose
-from spikernel_jax.report import figures
+from spikernel_jax.report import figures, page
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
 from spikernel_jax.scoring.replicates import paired_standard_errors
 from spikernel_jax.search import halving, shorts
@@ -179,6 +179,7 @@ def search_sets(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> "pl.DataFrame":
         _say_of(job, table, int((~np.isfinite(results[0].scores.scores)).sum()))
         job.run.write_table("search", table)
         _figure(job, search, table)
+    page.write_page([job.run.path])
     return table
 
 

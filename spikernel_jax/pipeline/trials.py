@@ -208,7 +208,7 @@ def _epoch_line(job: Job, trial: Trial, clock: Clock, name: str, last: list[floa
     job.say(Moving(
         f"  {name}  epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.3f}  validation "
         f"{100 * record['validation_accuracy']:.1f} %  {duration(left)} left",
-        name=name, of=epochs, left_seconds=left, **record,
+        name=trial.name, of=epochs, left_seconds=left, **record,
     ))  # fmt: skip
 
 

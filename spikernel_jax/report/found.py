@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import dataset_info
 from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.snn import devices
 from spikernel_jax.snn.cost import costs
+from spikernel_jax.snn.rounding import BITS
 from spikernel_jax.snn.spec import NetworkSpec
 
 if TYPE_CHECKING:
@@ -95,8 +97,8 @@ class Found:
             pass
         return np.array([self._numbers.setdefault(name, len(self._numbers)) for name in names], np.int32)
 
-    def memory(self, genotypes: Sequence[str]) -> dict[int, NDArray[np.int64]]:
-        """Bytes of each cell by width in bits; empty where the run's network is not known from its settings."""
+    def _networks(self, genotypes: Sequence[str]) -> tuple[NetworkSpec, NDArray[np.int8]] | None:
+        """The network as it was trained, and the cells; None where settings or texts do not tell."""
         config = self.record["config"]
         try:
             info = dataset_info(config["data"])
@@ -104,10 +106,33 @@ class Found:
                 name: config["settings"][name] for name in ("channels", "time_steps", "stem_stride", "head", "dropout")
             }
             spec = NetworkSpec(info.image_shape, info.num_classes, self.space, **sizes)
-            rows = np.stack([self.space.parse(text) for text in genotypes])
+            return spec, np.stack([self.space.parse(text) for text in genotypes])
         except (ValueError, KeyError, TypeError):
+            return None
+
+    def memory(self, genotypes: Sequence[str]) -> dict[int, NDArray[np.int64]]:
+        """Bytes of each cell by width in bits; empty where the run's network is not known from its settings."""
+        networks = self._networks(genotypes)
+        return {bits: costs(*networks, bits).memory_bytes for bits in WIDTHS} if networks else {}
+
+    def broken(self, genotypes: Sequence[str]) -> dict[str, dict[int, list[str]]]:
+        """Which limits of each known device the C of each cell breaks, by width of weights; an empty text is none.
+
+        Empty where the run's network is not known.
+        """
+        networks, known = self._networks(genotypes), devices.devices()
+        if networks is None:
             return {}
-        return {bits: costs(spec, rows, bits).memory_bytes for bits in WIDTHS}
+        spec, rows = networks
+        least, most = BITS
+        found: dict[str, dict[int, list[str]]] = {
+            name: dict.fromkeys(WIDTHS, [f"C has weights of {least} to {most} bits"] * len(rows)) for name in known
+        }
+        for bits in (bits for bits in WIDTHS if least <= bits <= most):
+            needed = [devices.needs(spec, row, bits) for row in rows]
+            for name, device in known.items():
+                found[name][bits] = ["; ".join(devices.exceeded(device, own, bits)) for own in needed]
+        return found
 
 
 def find(path: str | Path) -> Found:

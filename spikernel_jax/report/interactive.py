@@ -8,6 +8,7 @@ Vega-Lite has no sortable table). All glue is in `_BUDGET`, `_FILTER` and `_CSV`
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 # pyright: reportOptionalMemberAccess=false
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -71,13 +72,18 @@ const marked = [];
 to.data._cell.forEach((cell, i) => { if (chosen.has(cell)) marked.push(i); });
 if (String(marked) !== String(to.selected.indices)) to.selected.indices = marked;
 """
+_ANY = "any"  # device
 _BUDGET = """
 const d = source.data, bits = Number(width.value), bytes = d["_bytes" + bits], limit = 1024 * budget.value;
+const here = device.value, broken = here === any ? null : JSON.parse(limits)[here][bits];
+const of = (here === any ? "" : here + " and ") + budget.value.toFixed(1) + " KiB at " + bits + " bits";
 let best = -1;
-const kib = [];
+const kib = [], why = [];
 for (let i = 0; i < d.name.length; i++) {
   kib.push(bytes[i] / 1024);
-  if (d.role[i] !== "finalist" || !(bytes[i] <= limit)) continue;
+  if (d.role[i] !== "finalist") continue;
+  if (broken && broken[i]) why.push("\\n" + d.name[i] + ": " + broken[i]);
+  if (!(bytes[i] <= limit) || (broken && broken[i])) continue;
   if (best < 0 || d.validation[i] > d.validation[best]
       || (d.validation[i] === d.validation[best] && bytes[i] < bytes[best])) best = i;
 }
@@ -85,8 +91,8 @@ d.kib = kib;
 line.location = budget.value;
 pick.data = best < 0 ? {kib: [], validation: []} : {kib: [kib[best]], validation: [d.validation[best]]};
 answer.text = best < 0
-  ? "No finalist fits " + budget.value.toFixed(1) + " KiB at " + bits + " bits."
-  : d.name[best] + " fits " + budget.value.toFixed(1) + " KiB at " + bits + " bits: " + kib[best].toFixed(1)
+  ? "No finalist fits " + of + "." + why.join("")
+  : d.name[best] + " fits " + of + ": " + kib[best].toFixed(1)
     + " KiB, validation " + d.validation[best].toFixed(2) + " %, " + d.genotype[best];
 source.change.emit();
 """
@@ -255,7 +261,7 @@ def search(found: Found) -> Any:
 
 
 def tradeoff(found: Found) -> Any:
-    """Step 4: accuracy over memory, with the budget as a slider and the width of weights as a choice."""
+    """Step 4: accuracy over memory, with the budget as a slider; width of weights and device are choices."""
     import polars as pl
 
     table = found.tables["tradeoff"].with_columns(
@@ -277,6 +283,9 @@ def tradeoff(found: Found) -> Any:
     width = models.Select(title="bits of weights and membranes", value=str(counted), options=choices, width=200,
                           stylesheets=[_style(_INPUT_STYLE)],
                           name="width")  # fmt: skip
+    limits = found.broken(table["genotype"].to_list())
+    device = models.Select(title="device", value=_ANY, options=[_ANY, *limits], width=200,
+                           stylesheets=[_style(_INPUT_STYLE)], name="device")  # fmt: skip
     plot = _figure(
         "accuracy over memory",
         "memory (KiB), counted",
@@ -302,16 +311,18 @@ def tradeoff(found: Found) -> Any:
     _legend(plot)
     answer = models.PreText(text="", name="pick", sizing_mode="stretch_width",
                             styles={"white-space": "pre-wrap", "color": "inherit"})  # fmt: skip
-    args = {"source": source, "budget": budget, "width": width, "line": line, "pick": pick, "answer": answer}
+    args = {"source": source, "budget": budget, "width": width, "line": line, "pick": pick, "answer": answer,
+            "device": device, "any": _ANY, "limits": json.dumps(limits)}  # fmt: skip
     move = models.CustomJS(args=args, code=_BUDGET)
     budget.js_on_change("value", move)
     width.js_on_change("value", move)
+    device.js_on_change("value", move)
     columns = (
         ("name", "name", ""), ("role", "role", ""), ("genotype", "cell", ""), ("n", "n", "0"),
         ("validation", "validation %", "0.00"), ("test", "test %", "0.00"), ("sd", "sd", "0.00"), ("kib", "KiB", "0.0"),
         ("parameters", "parameters", "0,0"), ("msynops", "synops, millions", "0.000"), ("energy_nj", "energy nJ", "0"),
     )  # fmt: skip
-    return column(row(budget, width, sizing_mode="stretch_width", styles=_WRAP), answer, plot,
+    return column(row(budget, width, device, sizing_mode="stretch_width", styles=_WRAP), answer, plot,
                   *data_table("tradeoff", source, columns), sizing_mode="stretch_width")  # fmt: skip
 
 

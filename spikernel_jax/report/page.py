@@ -100,9 +100,10 @@ def _answer(found: Found) -> Section:
     helped = found.summary.get("search_helped", {}).get("text", "")
     exported = found.path / "finalists" / chosen["name"] / "checkpoint"
     load = html.escape(f'from spikernel_jax import load_model\nmodel = load_model("{exported}")')
+    load = f"<pre>{load}</pre>" if exported.exists() else ""  # a published copy has none
     return Section("", (
         f"<p>Chosen: <b>{html.escape(chosen['name'])}</b>, <code>{html.escape(chosen['genotype'])}</code></p>"
-        f'<div class="facts">{boxes}</div>{cell_drawing(chosen["genotype"])}<p>{_bold(helped)}</p><pre>{load}</pre>'
+        f'<div class="facts">{boxes}</div>{cell_drawing(chosen["genotype"])}<p>{_bold(helped)}</p>{load}'
     ))  # fmt: skip
 
 
@@ -175,7 +176,8 @@ def sections_of(found: Found) -> list[Section]:
     parts[-1] = parts[-1]._replace(html=parts[-1].html + _decided(found))
     parts.append(
         _figure(found, "tradeoff", "Step 4: trade-off", interactive.tradeoff,
-                "Move the budget, or change the bits, and the pick moves along the finalists. Accuracies are those of "
+                "Move the budget, change the bits or choose a device, and the pick moves along the finalists. "
+                "A device's limits are held against the model's C. Accuracies are those of "
                 "float32 networks; memory is counted, by parameters, membranes and live activations.")
     )  # fmt: skip
     parts.append(

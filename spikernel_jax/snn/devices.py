@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,12 @@ def needs(
 
 def broken(device: Device, spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, width: int = 8) -> list[str]:
     """A phrase for each limit of a device that a network breaks; empty where it fits. Arguments as of `needs`."""
-    found, needed = [], needs(spec, genotype, bits, [limit for limit, _ in device.limits], width)
+    return exceeded(device, needs(spec, genotype, bits, [limit for limit, _ in device.limits], width), bits)
+
+
+def exceeded(device: Device, needed: Mapping[str, int], bits: int) -> list[str]:
+    """The same of what a network needs at a width of weights, as `needs` tells."""
+    found = []
     if device.weight_bits and bits not in device.weight_bits:
         found.append(f"weights of {bits} bits, where it has {', '.join(map(str, device.weight_bits))}")
     for limit, most in device.limits:

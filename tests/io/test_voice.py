@@ -4,6 +4,10 @@ import json
 import re
 import sys
 
+import pytest
+from tensorboardX.proto import event_pb2
+
+from spikernel_jax.io.scalars import scalar_writer
 from spikernel_jax.io.voice import Moving, Voice
 
 
@@ -83,6 +87,36 @@ def test_json_is_an_object_a_line(capsys):
     assert first["text"] == "data: digits"
     assert {name: second[name] for name in ("text", "done", "best")} == {"text": "1 of 2", "done": 1, "best": 0.5}
     assert err == "found\n"
+
+
+def test_tensorboard_has_the_scalars_of_every_epoch(tmp_path):
+    """Read back from the file of events; whatever else is said leaves none."""
+    with scalar_writer(tmp_path / "board") as writer:
+        voice = Voice("quiet", writer)
+        for epoch in (1, 2):
+            values = {"train_loss": 2.0 / epoch, "validation_accuracy": 0.25 * epoch}
+            voice.say(Moving("an epoch", name="k3", epoch=epoch, **values))
+        voice.say(Moving("1 of 2 cells", done=1, of=2))
+        voice.say("done")
+        (path,) = (tmp_path / "board").iterdir()
+        content = path.read_bytes()  # before the end: a killed run keeps its epochs
+    found = []
+    while content:  # a record: length, its checksum, an event, its checksum
+        size = int.from_bytes(content[:8], "little")
+        event = event_pb2.Event.FromString(content[12 : 12 + size])  # pyright: ignore[reportAttributeAccessIssue]
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        content = content[16 + size :]
+    assert sorted(found) == [
+        ("k3/train_loss", 1, 2.0), ("k3/train_loss", 2, 1.0),
+        ("k3/validation_accuracy", 1, 0.25), ("k3/validation_accuracy", 2, 0.5),
+    ]  # fmt: skip
+
+
+def test_tensorboard_needs_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    wanted = pytest.raises(ValueError, match=r"--tensorboard needs tensorboardX: pip install")
+    with wanted, scalar_writer(tmp_path):
+        pass
 
 
 def test_quiet_keeps_results(capsys):

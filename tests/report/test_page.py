@@ -16,6 +16,7 @@ from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline.presets import get_preset
 from spikernel_jax.report.found import find
 from spikernel_jax.report.page import cell_drawing, write_page
+from spikernel_jax.snn import devices
 from spikernel_jax.snn.cost import costs
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "report.py"
@@ -156,6 +157,19 @@ def test_memory_of_other_widths_is_the_cost_models(page):
     assert found.memory(["nonsense"]) == {}
 
 
+def test_what_a_cell_breaks_of_each_device(page):
+    found = find(page.parent)
+    spec = get_preset("mnist5k", "smoke").network("mnist5k", SPACE)
+    rows = [SPACE.parse(cell) for cell in CELLS]
+    broken = found.broken(CELLS)
+    assert list(broken) == list(devices.devices())
+    for name, device in devices.devices().items():
+        for bits in (2, 8):
+            assert broken[name][bits] == ["; ".join(devices.broken(device, spec, row, bits)) for row in rows]
+        assert broken[name][16] == ["C has weights of 2 to 8 bits"] * len(rows)
+    assert found.broken(["nonsense"]) == {}
+
+
 def test_a_cell_is_drawn_edge_by_edge():
     drawn = cell_drawing(CELLS[1])
     assert drawn.count('marker-end="url(#tip)"') == 3
@@ -214,6 +228,14 @@ def test_a_browser_renders_it_and_slider_and_click_do_what_they_say(width, page,
     assert "validation 70.00 %" in pick()
     tab.evaluate(f"{model('width')}.value = '16'")  # twice the bytes
     assert "No finalist fits" in pick()
+    tab.evaluate(f"{model('width')}.value = '8'")
+    tab.evaluate(f"{model('device')}.value = 'cortex-m4'")
+    assert pick().startswith("k3 fits cortex-m4 and ")
+    tab.evaluate(f"{model('device')}.value = 'xylo'")
+    reasons = find(page.parent).broken(CELLS)["xylo"][8]
+    assert pick().startswith("No finalist fits xylo and ")
+    assert f"k3: {reasons[1]}" in pick()
+    tab.evaluate(f"{model('device')}.value = 'any'")
     table = f"{model('table-cells')}"
     shown = lambda: tab.evaluate(f"Array.from({table}.view.indices).length")  # noqa: E731
     everything = shown()

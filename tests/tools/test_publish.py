@@ -19,7 +19,14 @@ KEPT = {"config.json", "summary.json", "report.md", "figures", "tables"}
 
 def finished_run(path: Path) -> Path:
     """A run with every kind of file, opened twice, whose command lines hold paths of a machine."""
-    config = {"data": "mnist5k", "data_dir": "/home/me/my data", "cell": "0>1:conv3", "out": "runs/a"}
+    config = {
+        "data": "mnist5k",
+        "preset": "cpu",
+        "seed": 0,
+        "data_dir": "/home/me/my data",
+        "cell": "0>1:conv3",
+        "out": "runs/a",
+    }
     run = RunFolder.create(path, config)
     record = RunFolder.create(path, config).record()
     record["environment"]["command"] = ["/home/me/repo/experiments/explore.py", "--out=/srv/a b/run", "--bits", "8"]
@@ -49,17 +56,31 @@ def test_publishes_without_checkpoints_and_paths(tmp_path):
     assert {entry.name for entry in there.iterdir()} == KEPT
     assert (there / "figures" / "f.png").read_bytes() == b"png"
     assert (there / "tables" / "search.parquet").read_bytes() == (run / "tables" / "search.parquet").read_bytes()
-    assert list(run.rglob("*.seal"))
-    assert not list(there.rglob("*.seal"))
+    copy = RunFolder.open(there)  # sealed anew, it is read as a run is
+    assert copy.summary()["best"] == 0.5
+    assert copy.read_table("search", "experiments/search.py", ())["a"].to_list() == [1]
     record = json.loads((there / "config.json").read_text())
     assert record["environment"]["command"] == ["explore.py", "--out=run", "--bits", "8"]
     assert record["resumed"][0]["command"] == ["explore.py", "--data-dir", "tfds"]
-    assert record["config"] == {"data": "mnist5k", "data_dir": "my data", "cell": "0>1:conv3", "out": "runs/a"}
+    same = {"data": "mnist5k", "preset": "cpu", "seed": 0, "cell": "0>1:conv3", "out": "runs/a"}
+    assert record["config"] == same | {"data_dir": "my data"}
     summary = json.loads((there / "summary.json").read_text())
     assert summary.pop("seal")
     assert summary == {"checkpoint": "f0", "best": 0.5, "none": None}
     text = "Data in tfds (or `x.y`), 1/2 of and/or, https://a.org/b/c, ![f](figures/f.png), ~/x/y, a /b\n"
     assert (there / "report.md").read_text() == text
+
+
+def test_a_page_is_drawn_of_the_copy(tmp_path, monkeypatch):
+    run = finished_run(tmp_path / "runs" / "a")
+    (run / "report.html").write_text("the run's own, in /home/me/runs")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second replaces the first
+        publish(run, Path("results"))
+    text = (tmp_path / "results" / "a" / "report.html").read_text()
+    assert "explore.py --out results/a" in text
+    assert "/home/me" not in text
+    assert str(tmp_path) not in text
 
 
 def test_a_training_is_published_with_the_log_of_its_epochs(tmp_path):
