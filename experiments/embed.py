@@ -35,7 +35,7 @@ def embed(options: Options) -> None:
     job = cli.open_job(options, override=True, needs=("tradeoff", "experiments/tradeoff.py"))
     with job.run.lock():
         table = embed_model(job, settings)
-    print(pages.embedded_markdown(table), end="")
+    cli.results().out(pages.embedded_markdown(table), end="", highlight=False)
 
 
 if __name__ == "__main__":

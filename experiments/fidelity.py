@@ -46,7 +46,7 @@ PART = 64  # cells that are scored, and timed, in one call
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.OutputOptions):
     """Options of the study."""
 
     data: str = "cifar10"
@@ -160,8 +160,8 @@ def study(o: Options) -> "pl.DataFrame":
     space, info = CellSpace(SIZES), dataset_info(o.data)
     spec = NetworkSpec(info.image_shape, info.num_classes, space, channels=o.channels, time_steps=o.time_steps)
     data = load_dataset(o.data, o.data_dir, limit_train=o.limit_train)
-    config = {field.name: getattr(o, field.name) for field in dataclasses.fields(o) if field.name not in
-              ("data_dir", "out")}  # fmt: skip
+    apart = {"data_dir", "out", *(field.name for field in dataclasses.fields(cli.OutputOptions))}
+    config = {field.name: getattr(o, field.name) for field in dataclasses.fields(o) if field.name not in apart}
     run = open_folder(o.out, config, data, cli.say)
     sets = itertools.combinations(SIZES, 2)
     union = np.unique(np.concatenate([space.convert(own.enumerate(), own) for own in map(CellSpace, sets)]), axis=0)

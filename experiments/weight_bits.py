@@ -36,7 +36,7 @@ def weight_bits(options: Options) -> None:
     test = test_images(job, options.test, options.data_dir)
     with job.run.lock():
         table = compare_bits(job, settings, test)
-    print(pages.bits_markdown(table), end="")
+    cli.results().out(pages.bits_markdown(table), end="", highlight=False)
 
 
 if __name__ == "__main__":
