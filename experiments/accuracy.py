@@ -131,13 +131,13 @@ def accuracy(options: Options) -> None:
     out = options.out or default_folder(options.data, name, options.seed, kind)
     if options.seeds != 1:
         result = train_over_seeds(timed, out, options.seeds)
-        cli.results().print(
+        cli.present(
             f"{options.data}: {timed.validation_name} {points(result, 'validation_accuracy')} %, "
             f"test {points(result, 'test_accuracy')} %, n = {result['n']}; report: {out / 'report.md'}"
         )
         return
     result = train_in_time(timed, out)
-    cli.results().print(
+    cli.present(
         f"{options.data}: {timed.validation_name} {100 * result['validation_accuracy']:.2f} %, "
         f"test {100 * result['test_accuracy']:.2f} %, {result['parameters']:,} parameters, T = {preset.time_steps}, "
         f"{result['epochs']} epochs; report: {out / 'report.md'}"

@@ -29,11 +29,11 @@ def explore(options: Options) -> None:
     """Runs the four steps."""
     job = cli.open_job(options, searches=True)
     with job.run.lock():
-        cli.results().print(pages.impact_table(impact.measure_impact(job)))
-        cli.results().print(pages.finalists_table(search.search_sets(job, kernel_sets.choose_sets(job))))
+        cli.present(pages.impact_table(impact.measure_impact(job)))
+        cli.present(pages.finalists_table(search.search_sets(job, kernel_sets.choose_sets(job))))
         finalists.train_finalists(job)
         baselines.train_baselines(job)
-        cli.results().print(pages.tradeoff_table(tradeoff.choose_model(job)))
+        cli.present(pages.tradeoff_table(tradeoff.choose_model(job)))
 
 
 if __name__ == "__main__":

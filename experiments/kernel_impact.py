@@ -21,7 +21,7 @@ def kernel_impact(options: Options) -> None:
     """Trains each kernel size over several seeds."""
     job = cli.open_job(options)
     with job.run.lock():
-        cli.results().print(pages.impact_table(measure_impact(job)))
+        cli.present(pages.impact_table(measure_impact(job)))
 
 
 if __name__ == "__main__":

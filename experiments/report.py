@@ -29,7 +29,7 @@ def report(options: Options) -> None:
     """Writes the page."""
     if not options.runs:
         raise ValueError("no run is given: want the folder of one at least, such as runs/mnist5k-cpu-seed0")
-    cli.results().print(f"page: {write_page(options.runs, options.out)}")
+    cli.present(f"page: {write_page(options.runs, options.out)}")
 
 
 if __name__ == "__main__":

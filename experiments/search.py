@@ -31,7 +31,7 @@ def search(options: Options) -> None:
             return
         with job.run.lock():
             found = search_sets(job, choose_sets(job))
-    cli.results().print(pages.finalists_table(found))
+    cli.present(pages.finalists_table(found))
 
 
 if __name__ == "__main__":

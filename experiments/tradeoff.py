@@ -23,7 +23,7 @@ def tradeoff(options: Options) -> None:
     job = cli.open_job(options, override=True, needs=("finalists", "experiments/train.py"))
     with job.run.lock():
         table = choose_model(job)
-    cli.results().print(pages.tradeoff_table(table))
+    cli.present(pages.tradeoff_table(table))
 
 
 if __name__ == "__main__":

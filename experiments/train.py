@@ -26,7 +26,7 @@ def train(options: Options) -> None:
         tables = train_finalists(job), train_baselines(job)
     columns = ("name", "genotype", "seed", "validation_accuracy", "test_accuracy", "memory_bytes")
     for table in tables:
-        cli.results().print(pages.markdown_table(table, columns))
+        cli.present(pages.markdown_table(table, columns))
 
 
 if __name__ == "__main__":

@@ -190,8 +190,13 @@ def say(text: str) -> None:
 
 
 def results() -> Console:
-    """Where a script prints what it found."""
+    """Where a script prints what it found; asked for once it is found, since the moving line ends here."""
     return _voice.results
+
+
+def present(found: Any) -> None:
+    """Prints a result, text or one of rich's, when the work that it is given by is done."""
+    results().print(found)
 
 
 def join_processes(options: ProcessOptions) -> Processes:
@@ -201,7 +206,7 @@ def join_processes(options: ProcessOptions) -> Processes:
 
 def show(markdown: str) -> None:
     """Prints Markdown as a terminal shows it."""
-    results().print(Markdown(markdown))
+    present(Markdown(markdown))
 
 
 def study_preset(options: Shared, *names: str, **changes: Any) -> tuple[str, str, int, Preset]:

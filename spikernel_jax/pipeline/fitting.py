@@ -93,18 +93,19 @@ def trained_on(job: Job, name: str, model: Model, bits: int, epochs: int) -> Mod
     config = dataclasses.replace(
         was, epochs=epochs, learning_rate=_SLOWER * was.learning_rate, warmup=0.0, weight_bits=bits
     )
+    training = f"{name}-{f'int{bits}' if bits else 'float32'}-{epochs}"
     return train(
         model.spec,
         model.genotype,
         job.data,
         config,
         seed=model.metrics["seed"],
-        folder=job.run.folder("tuning") / f"{name}-{f'int{bits}' if bits else 'float32'}-{epochs}",
+        folder=job.run.folder("tuning") / training,
         start=model,
         progress=lambda record: job.say(
             Moving(
                 f"    epoch {record['epoch']}/{epochs}  validation {100 * record['validation_accuracy']:.1f} %",
-                name=name,
+                name=training,
                 of=epochs,
                 **record,
             )

@@ -316,7 +316,7 @@ def _train(timed: TimedTraining, run: RunFolder, plan: dict[str, Any]) -> Model:
             f"train {100 * record['train_accuracy']:.1f} %  "
             f"{timed.validation_name} {100 * record['validation_accuracy']:.2f} %  "
             f"{record['seconds']:.1f} s  {duration(left, 1)} left",
-            of=config.epochs, left_seconds=left, best=best[0], **record,
+            name=f"seed{timed.seed}", of=config.epochs, left_seconds=left, best=best[0], **record,
         ))  # fmt: skip
 
     folder = run.path / _TRAINING

@@ -9,6 +9,7 @@ from tensorboardX.proto import event_pb2
 
 from spikernel_jax.io.scalars import scalar_writer
 from spikernel_jax.io.voice import Moving, Voice
+from spikernel_jax.pipeline import cli
 
 
 class Terminal:
@@ -55,13 +56,32 @@ def test_where_there_is_no_terminal_all_are_lines(capsys):
     assert [line[10:] for line in capsys.readouterr().out.splitlines()] == ["step 1", "  1 of 2", "  2 of 2"]
 
 
-def test_in_a_terminal_the_last_line_moves_and_the_others_stay(monkeypatch):
+def terminal_of(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of 60 columns in the place of standard output."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "60")
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
+    return terminal
+
+
+def test_a_result_takes_the_place_of_the_line_that_led_to_it(monkeypatch):
+    """A script gives the work as the result's argument: the line moves while that is worked out."""
+    terminal = terminal_of(monkeypatch)
+
+    def work() -> str:
+        for number in range(3):
+            cli.say(Moving(f"  {number} of 2"))
+        return "found"
+
+    cli.present(work())
+    assert shown(terminal.written) == ["found"]
+
+
+def test_in_a_terminal_the_last_line_moves_and_the_others_stay(monkeypatch):
+    terminal = terminal_of(monkeypatch)
     voice = Voice()
     voice.say("step 1")
     for number in range(3):
