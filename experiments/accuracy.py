@@ -29,8 +29,8 @@ from spikernel_jax.studies.over_seeds import train_over_seeds
 _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
 _OF_NEURON = ("v_threshold", "surrogate", "surrogate_scale")
 _OF_RECIPE = (
-    "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "trivial", "cutout", "mix", "ema",
-    "precision",
+    "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "padding", "trivial", "cutout", "mix",
+    "ema", "precision",
 )  # fmt: skip
 
 
@@ -83,6 +83,8 @@ class Options(cli.OutputOptions, cli.MachineOptions, cli.SizeOptions):
     """Of all weights; with Muon and AdamW, times the learning rate."""
     label_smoothing: float | None = None
     """Share of the target that goes to all classes alike."""
+    padding: int | None = None
+    """Of the random crop, in pixels; 0 is none."""
     trivial: bool = False
     """TrivialAugment too."""
     cutout: int | None = None

@@ -1,9 +1,9 @@
-"""Copies what a run measured into results/: report, page, figures, tables, configuration; no checkpoints, no paths.
+"""Copies what a run measured into results/: report, figures, tables, configuration; no checkpoints, no paths.
 
 Use: ``python tools/publish_run.py runs/mnist5k-cpu-seed0``
 
-The copy is a run's folder too, sealed as one: ``experiments/report.py`` draws its page, ``tools/compare_runs.py``
-compares it.
+The copy is a run's folder too, sealed as one: ``--page`` or ``experiments/report.py`` draws its page,
+``tools/compare_runs.py`` compares it.
 """
 
 import dataclasses
@@ -35,6 +35,8 @@ class Options:
     """A finished run's folder."""
     results: Path = Path("results")
     """Where results are kept; the run gets a folder of its name."""
+    page: bool = False
+    """Draw its page there too, 2 to 5 MB."""
 
 
 def publish(options: Options) -> None:
@@ -68,7 +70,7 @@ def publish(options: Options) -> None:
             if (source / name).exists():
                 (fresh / name).parent.mkdir(exist_ok=True)
                 _publish_file(run, name, fresh / name)
-    if (source / PAGE).exists():
+    if options.page:
         write_page([options.results / source.name])  # drawn of the copy: the run's own may name paths
     cli.say(f"published {target}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from spikernel_jax.cells.kernels import kernel_set_text
 from spikernel_jax.data import dataset_info
 from spikernel_jax.pipeline.job import Job
-from spikernel_jax.report import page, pages
+from spikernel_jax.report import pages
 from spikernel_jax.snn.breakdown import NOT_COUNTED
 from spikernel_jax.snn.cost import PJ_PER_INTEGER_MAC, PJ_PER_INTEGER_SYNOP, PJ_PER_MAC, PJ_PER_SYNOP
 
@@ -90,5 +90,4 @@ def write_summary_report(job: Job) -> Path:
         bits = run.read_table("weight_bits", "experiments/weight_bits.py", ("test", "test_images", "bits", "epochs"))
         title = f"Finalists in integers, {bits['test'][0]}, {bits['test_images'][0]:,} test images"
         sections.append((title, pages.bits_markdown(bits)))
-    page.write_page([run.path])
     return pages.write_report(run, sections)

@@ -22,6 +22,7 @@ from spikernel_jax.snn.spec import NetworkSpec
 if TYPE_CHECKING:
     import polars as pl
 
+REPORT = "report.md"
 WIDTHS = (2, 3, 4, 6, 8, 16, 32)  # bits of weights, membranes and activations that a page can count memory at
 
 # What each table must have, and the script that makes it.
@@ -48,6 +49,10 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+# Of trainings that are compared, of one, and of one over several seeds.
+_LOGS = ("trainings/*/metrics.jsonl", "training/metrics.jsonl", "*/training/metrics.jsonl")
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """What there is of a run.
@@ -59,6 +64,9 @@ class Found:
       tables: by name, those of `TABLES` that are there and whole.
       missing: why another one is not drawn, by name.
       curves: epochs of each training by its name.
+      others: by name, tables that are there and whole and none of `TABLES`.
+      report: what the run wrote in words; None where it has not.
+      of_steps: whether it is a run of the four steps; else it is another study's.
     """
 
     path: Path
@@ -67,12 +75,17 @@ class Found:
     tables: "Mapping[str, pl.DataFrame]"
     missing: Mapping[str, str]
     curves: Mapping[str, list[dict[str, Any]]]
+    others: "Mapping[str, pl.DataFrame]"
+    report: str | None
+    of_steps: bool
 
     @property
     def title(self) -> str:
-        """Data set, preset and seed."""
+        """Data set, preset and seed; of another study, its folder's name too."""
         config = self.record["config"]
-        return f"{config['data']}, {config['preset']}, seed {config['seed']}"
+        words = {"data": "", "preset": "", "seed": "seed "}
+        parts = [f"{word}{config[name]}" for name, word in words.items() if name in config]
+        return ", ".join(parts if self.of_steps else [self.path.resolve().name, *parts])
 
     @functools.cached_property
     def space(self) -> CellSpace:
@@ -142,8 +155,11 @@ def find(path: str | Path) -> Found:
       ValueError: it is no run's, or its record is damaged; what else is damaged is told in `missing`.
     """
     run = RunFolder.open(path)
+    record = run.record()
+    there = sorted(path.stem for path in run.path.glob("tables/[!.]*.parquet"))
+    known = TABLES | {name: (record["environment"]["command"][0], ()) for name in there if name not in TABLES}
     tables, missing = {}, {}
-    for name, (script, columns) in TABLES.items():
+    for name, (script, columns) in known.items():
         try:
             tables[name] = run.read_table(name, script, columns)
         except ValueError as error:
@@ -153,9 +169,17 @@ def find(path: str | Path) -> Found:
     except ValueError as error:
         summary, missing["summary"] = {}, str(error)
     curves = {}
-    for log in sorted(run.path.glob("trainings/*/metrics.jsonl")):
+    for log in sorted(log for pattern in _LOGS for log in run.path.glob(pattern)):
+        parts = log.relative_to(run.path).parts[:-1]
+        name = " ".join(part for part in parts if part not in ("trainings", "training")) or "training"
         try:
-            curves[log.parent.name] = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+            curves[name] = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
         except ValueError:
-            missing[f"training {log.parent.name}"] = f"{log} is damaged: remove it, and run the step again"
-    return Found(run.path, run.record(), summary, tables, missing, curves)
+            missing[f"training {name}"] = f"{log} is damaged: remove it, and run the step again"
+    report = run.path / REPORT
+    return Found(
+        run.path, record, summary, {name: table for name, table in tables.items() if name in TABLES}, missing, curves,
+        others={name: table for name, table in tables.items() if name not in TABLES},
+        report=report.read_text("utf-8", errors="replace") if report.exists() else None,
+        of_steps=any(name in TABLES for name in there),
+    )  # fmt: skip

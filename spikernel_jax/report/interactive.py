@@ -1,7 +1,8 @@
 """The page's figures and tables that can be tried: Bokeh models, and the script that joins them.
 
 Bokeh, because sliders, linked selection, sortable tables and WebGL come with it, in 2.1 MB of script (plotly 4.8 MB;
-Vega-Lite has no sortable table). All glue is in `_BUDGET`, `_FILTER` and `_CSV`.
+Vega-Lite has no sortable table). All glue is in `_BUDGET`, `_FILTER`, `_HAVING`, `_JOIN` and
+`_CSV`.
 """
 
 # Bokeh's properties have no types that a checker could follow.
@@ -10,6 +11,7 @@ Vega-Lite has no sortable table). All glue is in `_BUDGET`, `_FILTER` and `_CSV`
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")
+_MOST_NAMES = 24  # of trainings in a legend
+_MOST_COLUMNS = 9  # that fit beside each other
 _INK = "#808080"  # readable on a white and on a black page
 
 _TABLE_STYLE = """
@@ -49,8 +53,15 @@ const shown = [];
 for (let i = 0; i < source.get_length(); i++) {
   const d = source.data;
   shown.push((set.value === "all" || d.kernel_set[i] === set.value) && (!fits.active || d.fits[i])
-    && d.conv_edges[i] >= low && d.conv_edges[i] <= high && d.genotype[i].includes(text.value));
+    && d.conv_edges[i] >= low && d.conv_edges[i] <= high && d.genotype[i].includes(text.value)
+    && (size.value === "all" || new RegExp("conv" + size.value + "(?![0-9])").test(d.genotype[i])));
 }
+return shown;
+"""
+_HAVING = """
+const columns = Object.values(source.data), shown = [];
+for (let i = 0; i < source.get_length(); i++)
+  shown.push(columns.some((column) => String(column[i]).includes(text.value)));
 return shown;
 """
 _CSV = """
@@ -127,11 +138,12 @@ def _style(css: str) -> Any:
 
 def data_table(name: str, source: Any, columns: Sequence[tuple[str, str, str]], **more: Any) -> list[Any]:
     """A sortable table of (column, title, format), and a button that gives it as CSV; an empty format is text."""
-    formatters = [widgets.NumberFormatter(format=form) if form else widgets.StringFormatter() for *_, form in columns]
-    shown = [
-        widgets.TableColumn(field=field, title=title, formatter=formatter, width=320 if field == "genotype" else 90)
-        for (field, title, _), formatter in zip(columns, formatters, strict=True)
-    ]
+    shown = []
+    for field, title, form in columns:
+        formatter = widgets.NumberFormatter(format=form, nan_format="-") if form else widgets.StringFormatter()
+        longest = 0 if form else max((len(str(text)) for text in source.data[field]), default=0)
+        width = min(320, max(90, 8 * longest))
+        shown.append(widgets.TableColumn(field=field, title=title, formatter=formatter, width=width))
     table = widgets.DataTable(
         source=source, columns=shown, height=min(300, 32 + 25 * len(source.data[columns[0][0]])), index_position=None,
         sizing_mode="stretch_width", name=f"table-{name}", reorderable=False, stylesheets=[_style(_TABLE_STYLE)],
@@ -217,9 +229,12 @@ def search(found: Found) -> Any:
     )  # fmt: skip
     source = _source(shown, _cell=found.functions(shown["genotype"].to_list()))
     sets = shown["kernel_set"].unique(maintain_order=True).to_list()
+    sizes = sorted({int(k) for k in re.findall(r"conv(\d+)", " ".join(shown["genotype"].to_list()))})
     deepest = int(shown["conv_edges"].to_numpy().max(initial=1))
     controls = {
         "set": models.Select(title="kernel set", value="all", options=["all", *sets], width=120, name="set"),
+        "size": models.Select(title="kernel size", value="all", options=["all", *map(str, sizes)], width=120,
+                              name="size"),
         "depth": models.RangeSlider(title="convolutions in a cell", start=0, end=max(1, deepest), step=1,
                                     value=(0, max(1, deepest)), width=200, name="depth"),
         "fits": models.Toggle(label="only those within the budget", active=False, width=200, name="fits"),
@@ -339,7 +354,25 @@ def curves(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         plot.scatter("epoch", "accuracy", source=source, color=colour, size=5, legend_label=name)
     plot.add_tools(models.HoverTool(tooltips=[("training", "@name"), ("epoch", "@epoch"), ("%", "@accuracy{0.00}")]))
     _legend(plot)
+    plot.legend.visible = len(records) <= _MOST_NAMES
     return plot
+
+
+def whole(name: str, table: "pl.DataFrame") -> Any:
+    """All of a table, sortable, with a filter and as CSV."""
+    import polars as pl
+
+    texts = [column for column in table.columns if not table[column].dtype.is_numeric()]
+    shown = table.with_columns(
+        pl.Series(column, ["" if value is None else str(value) for value in table[column]]) for column in texts
+    )
+    source = _source(shown)
+    text = models.TextInput(title="rows that have", width=180, name=f"text-{name}", stylesheets=[_style(_INPUT_STYLE)])
+    view = models.CDSView(filter=models.CustomJSFilter(args={"text": text}, code=_HAVING))
+    text.js_on_change("value", models.CustomJS(args={"source": source}, code="source.change.emit()"))
+    columns = [(column, column, "" if column in texts else "0,0.[0000]") for column in table.columns]
+    wide = "none" if len(columns) > _MOST_COLUMNS else "force_fit"  # it scrolls
+    return column(text, *data_table(name, source, columns, view=view, autosize_mode=wide), sizing_mode="stretch_width")
 
 
 def activity(found: Found) -> Any:

@@ -13,6 +13,8 @@ import numpy as np
 from spikernel_jax.io.files import atomic_path
 from spikernel_jax.io.run_folder import RunFolder, commit_text
 from spikernel_jax.report.figures import TRADEOFF_COLUMNS, kernel_text, mean_sd, numeric_columns, spaced
+from spikernel_jax.report.found import REPORT
+from spikernel_jax.report.page import write_page
 
 if TYPE_CHECKING:
     import polars as pl
@@ -228,9 +230,9 @@ def markdown_table(table: "pl.DataFrame", columns: Sequence[str]) -> str:
 
 
 def write_report(run: RunFolder, sections: Sequence[tuple[str, str]]) -> Path:
-    """Writes the run's page, report.md, atomically, and returns its path.
+    """Writes the run's report, report.md, atomically, and its page; returns the report's path.
 
-    It opens with what the run ran on. The sections follow, each a heading and Markdown text, and then the
+    The report opens with what the run ran on. The sections follow, each a heading and Markdown text, and then the
     figures of the run that no section links.
     """
     record = run.record()
@@ -248,7 +250,8 @@ def write_report(run: RunFolder, sections: Sequence[tuple[str, str]]) -> Path:
     loose = [figure for figure in figures if f"({figure})" not in text]
     if loose:
         text += "\n## Figures\n" + "".join(f"\n![{Path(figure).stem}]({figure})\n" for figure in loose)
-    path = run.path / "report.md"
+    path = run.path / REPORT
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    write_page([run.path])
     return path

@@ -1,5 +1,6 @@
 """The page of a run: what it holds, what it says is missing, and that a browser can be used on it."""
 
+import base64
 import dataclasses
 import re
 import shutil
@@ -14,8 +15,10 @@ import scripts
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline.presets import get_preset
+from spikernel_jax.report import pages
 from spikernel_jax.report.found import find
-from spikernel_jax.report.page import cell_drawing, write_page
+from spikernel_jax.report.page import write_page
+from spikernel_jax.report.steps import cell_drawing
 from spikernel_jax.snn import devices
 from spikernel_jax.snn.cost import costs
 
@@ -190,6 +193,65 @@ def test_the_script_makes_it_anew_and_lays_runs_side_by_side(tmp_path, capsys):
     assert "is not a folder" in scripts.refused(SCRIPT, capsys, str(tmp_path / "none"))
 
 
+# Of another study
+
+
+def make_study(path: Path) -> RunFolder:
+    """A study's run: a table, a training, a figure and its report."""
+    run = RunFolder.create(path, {"data": "mnist5k", "preset": "cpu", "seed": 3})
+    run.write_table("compared", pl.DataFrame({
+        "kernel": ["1x1", "3x3", EVIL], "seed": [0, 0, 1], "accuracy": [0.25, None, 0.75], "kept": [True, False, None],
+    }))  # fmt: skip
+    log = run.path / "trainings" / "k3-seed0"
+    log.mkdir(parents=True)
+    (log / "metrics.jsonl").write_text('{"epoch": 1, "validation_accuracy": 0.5}\n')
+    (run.folder("figures") / "compared.png").write_bytes(b"PNG")
+    text = (
+        f"About {EVIL}\n\n| kernel | % |\n| --- | ---: |\n| 3x3 | **75.00** |\n\n![all](figures/compared.png)\n\n"
+        "![elsewhere](../../secret.png) [no](javascript:alert(1))\n\n```sh\n## no heading\n```"
+    )
+    (path.parent.parent / "secret.png").write_bytes(b"SECRET")
+    pages.write_report(run, [("Run", text), ("What came out", "nothing")])
+    return run
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    return make_study(tmp_path_factory.mktemp("study") / "runs" / "compared").path / "report.html"
+
+
+def test_a_studys_page_is_its_report_with_figures_and_all_tables(study):
+    text = study.read_text("utf-8")
+    assert re.findall(r"<h1>(.*?)</h1>", text) == ["compared, mnist5k, cpu, seed 3"]
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert headings == ["Run", "What came out", "Training", "Table: compared", "What was run"]
+    assert "<strong>75.00</strong></td>" in text
+    assert f'src="data:image/png;base64,{base64.b64encode(b"PNG").decode()}"' in text
+    assert "## no heading" in text
+    assert "k3-seed0" in text
+    for never in (EVIL, base64.b64encode(b"SECRET").decode(), 'href="javascript'):
+        assert never not in text
+    again = write_page([study.parent])  # from the folder alone
+    assert re.findall(r"<h2[^>]*>(.*?)</h2>", again.read_text("utf-8")) == headings
+
+
+def test_a_study_that_is_not_finished_or_damaged_says_so(tmp_path):
+    run = make_study(tmp_path / "runs" / "one")
+    (run.path / "report.md").unlink()
+    table = run.path / "tables" / "compared.parquet"
+    table.write_bytes(table.read_bytes()[:-7])
+    text = write_page([run.path]).read_text("utf-8")
+    assert "report.md is missing: the run is not finished" in text
+    assert "compared.parquet is not as this run wrote it" in text
+    assert "Step 1" not in text
+
+
+def test_tables_beyond_the_four_steps_own_are_on_the_page(tmp_path):
+    run = make_run(tmp_path / "run")
+    run.write_table("finalists", pl.DataFrame({"name": ["k3"], "seed": [0]}))
+    assert ">Table: finalists</h2>" in write_page([run.path]).read_text("utf-8")
+
+
 # In a browser
 
 
@@ -204,8 +266,8 @@ def browser() -> Any:
         started.close()
 
 
-@pytest.mark.parametrize("width", [1440, 390])
-def test_a_browser_renders_it_and_slider_and_click_do_what_they_say(width, page, browser):
+def opened(browser: Any, page: Path, width: int, roots: int) -> tuple[Any, list[str], list[str]]:
+    """The page in a tab, once it is drawn; errors of its console, and what it asks for."""
     tab = browser.new_page(viewport={"width": width, "height": 900})
     said: list[str] = []
     asked: list[str] = []
@@ -213,11 +275,18 @@ def test_a_browser_renders_it_and_slider_and_click_do_what_they_say(width, page,
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(page.as_uri())
-    tab.wait_for_function("window.Bokeh && Bokeh.index.roots && Bokeh.index.roots.length >= 4")
+    tab.wait_for_function(f"window.Bokeh && Bokeh.index.roots && Bokeh.index.roots.length >= {roots}")
+    return tab, said, asked
 
-    def model(name: str) -> str:
-        return f"Bokeh.documents.map((d) => d.get_model_by_name('{name}')).find((m) => m)"
 
+def model(name: str) -> str:
+    """A model of the page, as script."""
+    return f"Bokeh.documents.map((d) => d.get_model_by_name('{name}')).find((m) => m)"
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_browser_renders_it_and_slider_and_click_do_what_they_say(width, page, browser):
+    tab, said, asked = opened(browser, page, width, roots=4)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
     memory = find(page.parent).memory(CELLS)
     pick = lambda: tab.evaluate(f"{model('pick')}.text")  # noqa: E731
@@ -242,6 +311,11 @@ def test_a_browser_renders_it_and_slider_and_click_do_what_they_say(width, page,
     tab.evaluate(f"{model('text')}.value = '0>1:conv3'")
     assert 0 < shown() < everything
     tab.evaluate(f"{model('text')}.value = ''")
+    tab.evaluate(f"{model('size')}.value = '3'")
+    cells = tab.evaluate(f"Array.from({table}.view.indices).map((i) => {table}.source.data.genotype[i])")
+    assert len(cells) == sum("conv3" in cell for cell in tab.evaluate(f"Array.from({table}.source.data.genotype)"))
+    assert all("conv3" in cell for cell in cells)
+    tab.evaluate(f"{model('size')}.value = 'all'")
     # A click on the finalist k3 marks its cell in the other figure and in both tables.
     x, y = tab.evaluate(
         f"""(() => {{
@@ -266,4 +340,18 @@ def test_a_browser_renders_it_and_slider_and_click_do_what_they_say(width, page,
     tab.screenshot(path=str(page.parent / f"{width}.png"), full_page=True)
     assert said == []
     assert asked == [page.as_uri()]
+    tab.close()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_browser_renders_a_studys_page_and_filters_its_table(width, study, browser):
+    tab, said, asked = opened(browser, study, width, roots=2)
+    table = model("table-compared")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(f"{table}.view.indices.count") == 3
+    tab.evaluate(f"{model('text-compared')}.value = 'x3'")
+    assert tab.evaluate(f"Array.from({table}.view.indices)") == [1]
+    assert said == []
+    pictures = {url[:15] for url in asked if url != study.as_uri()}
+    assert pictures <= {"data:image/png;"}
     tab.close()

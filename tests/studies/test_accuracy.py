@@ -198,10 +198,12 @@ def test_progress_for_machines_and_none_at_all(tmp_path, capsys):
 
 def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):
     out = tmp_path / "all"
-    start(*SMALL, "--minutes", "inf", "--all-images", "--ema", "0.5", "--mix", "cutmix", "--out", str(out))
+    start(*SMALL, "--minutes", "inf", "--all-images", "--ema", "0.5", "--mix", "cutmix", "--padding", "3",
+          "--out", str(out))  # fmt: skip
     config = RunFolder.open(out).config
     assert config["images"] == {"train": 96, "validation": 32, "test": 32}
-    assert {name: config["settings"]["training"][name] for name in ("ema", "mix")} == {"ema": 0.5, "mix": "cutmix"}
+    changed = {name: config["settings"]["training"][name] for name in ("ema", "mix", "padding")}
+    assert changed == {"ema": 0.5, "mix": "cutmix", "padding": 3}
     assert capsys.readouterr().out.count("validation (trained on)") == 3  # two epochs and the end
     text = (out / "report.md").read_text()
     assert "- validation (trained on), after" in text

@@ -41,8 +41,8 @@ def finished_run(path: Path) -> Path:
     return path
 
 
-def publish(run: Path, results: Path) -> None:
-    tool.publish(tool.Options(run, results))
+def publish(run: Path, results: Path, **options: bool) -> None:
+    tool.publish(tool.Options(run, results, **options))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -76,11 +76,13 @@ def test_a_page_is_drawn_of_the_copy(tmp_path, monkeypatch):
     (run / "report.html").write_text("the run's own, in /home/me/runs")
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # the second replaces the first
-        publish(run, Path("results"))
+        publish(run, Path("results"), page=True)
     text = (tmp_path / "results" / "a" / "report.html").read_text()
     assert "explore.py --out results/a" in text
     assert "/home/me" not in text
     assert str(tmp_path) not in text
+    publish(run, Path("results"))
+    assert not (tmp_path / "results" / "a" / "report.html").exists()
 
 
 def test_a_training_is_published_with_the_log_of_its_epochs(tmp_path):
