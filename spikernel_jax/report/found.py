@@ -15,7 +15,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import dataset_info
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.snn import devices
-from spikernel_jax.snn.cost import costs
+from spikernel_jax.snn.cost import costs, most_synaptic_operations
 from spikernel_jax.snn.rounding import BITS
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -127,6 +127,11 @@ class Found:
         """Bytes of each cell by width in bits; empty where the run's network is not known from its settings."""
         networks = self._networks(genotypes)
         return {bits: costs(*networks, bits).memory_bytes for bits in WIDTHS} if networks else {}
+
+    def most_synops(self, genotypes: Sequence[str]) -> NDArray[np.float64]:
+        """Synaptic operations of each cell if all neurons fired; NaN where the run's network is not known."""
+        networks = self._networks(genotypes)
+        return most_synaptic_operations(*networks) if networks else np.full(len(genotypes), np.nan)
 
     def broken(self, genotypes: Sequence[str]) -> dict[str, dict[int, list[str]]]:
         """Which limits of each known device the C of each cell breaks, by width of weights; an empty text is none.

@@ -227,9 +227,10 @@ def search(found: Found) -> Any:
         pl.col("search_validation").cast(pl.Float32) * 100, pl.col("kib").cast(pl.Float32),
         pl.col("conv_edges").cast(pl.Int32), "fits", "finalist",
     )  # fmt: skip
-    source = _source(shown, _cell=found.functions(shown["genotype"].to_list()))
+    cells = shown["genotype"].to_list()
+    source = _source(shown, _cell=found.functions(cells), most=(found.most_synops(cells) / 1e6).astype(np.float32))
     sets = shown["kernel_set"].unique(maintain_order=True).to_list()
-    sizes = sorted({int(k) for k in re.findall(r"conv(\d+)", " ".join(shown["genotype"].to_list()))})
+    sizes = sorted({int(k) for k in re.findall(r"conv(\d+)", " ".join(cells))})
     deepest = int(shown["conv_edges"].to_numpy().max(initial=1))
     controls = {
         "set": models.Select(title="kernel set", value="all", options=["all", *sets], width=120, name="set"),
@@ -261,13 +262,14 @@ def search(found: Found) -> Any:
     plot.scatter("kib", "score", source=source, view=winners, size=13, fill_alpha=0, line_color=_INK, line_width=2,
                  legend_label="finalists")  # fmt: skip
     tips = [("cell", "@genotype"), ("score", "@score{0.000} ± @score_se_paired{0.000} (paired)"), ("KiB", "@kib{0.0}"),
-            ("convolutions", "@conv_edges"), ("after short training", "@search_validation{0.0} %")]  # fmt: skip
+            ("synaptic operations, if all fire", "@most{0.000} M"), ("convolutions", "@conv_edges"),
+            ("after short training", "@search_validation{0.0} %")]  # fmt: skip
     plot.add_tools(models.HoverTool(tooltips=tips), models.TapTool())
     _legend(plot)
     columns = (
         ("genotype", "cell", ""), ("kernel_set", "set", ""), ("score", "score", "0.000"),
         ("score_se_paired", "paired SE", "0.000"), ("search_validation", "short training %", "0.0"),
-        ("kib", "KiB", "0.0"), ("conv_edges", "convolutions", "0"),
+        ("kib", "KiB", "0.0"), ("most", "synops at most, millions", "0.000"), ("conv_edges", "convolutions", "0"),
     )  # fmt: skip
     return column(
         row(*controls.values(), styles=_WRAP), plot, *data_table("cells", source, columns, view=view),

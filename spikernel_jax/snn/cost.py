@@ -245,6 +245,32 @@ def synaptic_operations(spec: NetworkSpec, genotype: ArrayLike, spikes: Mapping[
     return float(sum((n * fans[s]).sum() if n.ndim else n * fans[s].mean() for s, n in places.items()))
 
 
+def most_synaptic_operations(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.float64]:
+    """Synaptic operations of one image if every neuron fires at every time step: none has more, most have far fewer.
+
+    Args:
+      spec: the network.
+      genotypes: [n, E] or [n, 2, E].
+
+    Returns:
+      float64 [n]; errors as `costs`.
+    """
+    rows = pairs(checked_genotypes(spec, genotypes))
+    total = np.zeros(len(rows))
+    for cell in range(2):
+        size, c = spec.cell_size(cell), spec.cell_channels(cell)
+        of_codes = [
+            spec.time_steps * c * float(spec.space.operation(code).fan_out(size, c).sum())
+            if spec.reader_of(code) else 0.0
+            for code in range(spec.space.num_ops)
+        ]  # fmt: skip
+        total += np.array(of_codes)[rows[:, cell]].sum(1)
+    for first in rows[:1]:  # what is outside the cells is the same for all
+        all_fire = {name: float(spec.time_steps * site.neurons) for name, site in spec.sites(first).items()}
+        total += synaptic_operations(spec, first, all_fire) - total[0]
+    return total
+
+
 def stem_macs(spec: NetworkSpec) -> int:
     """Multiply-accumulates of the stem, which is computed once an image; padding is not multiplied."""
     read = taps(spec.image_shape[:2], (3, 3), spec.stem_stride)

@@ -20,7 +20,7 @@ from spikernel_jax.report.found import find
 from spikernel_jax.report.page import write_page
 from spikernel_jax.report.steps import cell_drawing
 from spikernel_jax.snn import devices
-from spikernel_jax.snn.cost import costs
+from spikernel_jax.snn.cost import costs, most_synaptic_operations
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "report.py"
 SPACE = CellSpace((1, 3))
@@ -158,6 +158,8 @@ def test_memory_of_other_widths_is_the_cost_models(page):
     for bits, memory in found.memory(CELLS).items():
         np.testing.assert_array_equal(memory, costs(spec, rows, bits).memory_bytes)
     assert found.memory(["nonsense"]) == {}
+    np.testing.assert_array_equal(found.most_synops(CELLS), most_synaptic_operations(spec, rows))
+    assert np.isnan(found.most_synops(["nonsense"])).all()
 
 
 def test_what_a_cell_breaks_of_each_device(page):

@@ -211,7 +211,10 @@ def test_synaptic_operations_equal_a_brute_force_count(name, head, kind):
         assert cost.synaptic_operations(spec, row, counts) == brute_force_synops(spec, row, spikes)
         everywhere = {name: np.ones_like(s) for name, s in spikes.items()}
         even = {name: float(s.sum()) for name, s in everywhere.items()}
-        assert cost.synaptic_operations(spec, row, even) == pytest.approx(brute_force_synops(spec, row, everywhere))
+        most = brute_force_synops(spec, row, everywhere)
+        assert cost.synaptic_operations(spec, row, even) == pytest.approx(most)
+        (got,) = cost.most_synaptic_operations(spec, row[None])
+        assert got == pytest.approx(most * spec.time_steps / 2)
 
 
 def test_energy_counts_the_stem_once_and_every_synaptic_operation():
