@@ -77,7 +77,7 @@ def train_finalists(job: Job) -> "pl.DataFrame":
         curves = {trial.name: epochs_of(trials.folder(job, trial)) for trial in trainings}
         title = f"Training of the finalists, {job.data.name}"
         figures.training_figure(curves, run.folder("figures") / "training.png", title)
-    page.write_page([run.path])
+    page.keep_page(run.path)
     return table
 
 

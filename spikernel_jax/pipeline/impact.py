@@ -58,5 +58,5 @@ def measure_impact(job: Job) -> "pl.DataFrame":
             f"counted at {options.bits} bits"
         )
         figures.impact_figure(table, run.folder("figures") / "impact.png", title)
-    page.write_page([run.path])  # of what there is by now
+    page.keep_page(run.path)  # of what there is by now
     return table

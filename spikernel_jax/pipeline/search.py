@@ -179,7 +179,7 @@ def search_sets(job: Job, sets: Sequence[tuple[Kernel, ...]]) -> "pl.DataFrame":
         _say_of(job, table, int((~np.isfinite(results[0].scores.scores)).sum()))
         job.run.write_table("search", table)
         _figure(job, search, table)
-    page.write_page([job.run.path])
+    page.keep_page(job.run.path)
     return table
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -151,6 +152,17 @@ class Found:
             for name, device in known.items():
                 found[name][bits] = ["; ".join(devices.exceeded(device, own, bits)) for own in needed]
         return found
+
+
+def digest(path: str | Path) -> str:
+    """Of all that a run's page is drawn from; equal for folders of equal files."""
+    folder = Path(path)
+    patterns = ("config.json", "summary.json", REPORT, "tables/[!.]*.parquet", "figures/[!.]*.png", *_LOGS)
+    found = hashlib.sha256()
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        content = file.read_bytes()
+        found.update(f"{file.relative_to(folder)} {len(content)}\n".encode() + content)
+    return found.hexdigest()
 
 
 def find(path: str | Path) -> Found:

@@ -16,7 +16,7 @@ from spikernel_jax.io.files import atomic_path
 from spikernel_jax.io.run_folder import commit_text
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.report import steps, written
-from spikernel_jax.report.found import TABLES, Found, find
+from spikernel_jax.report.found import TABLES, Found, digest, find
 from spikernel_jax.report.parts import Section, html_table
 
 PAGE = "report.html"
@@ -70,6 +70,18 @@ def compared(found: Sequence[Found]) -> list[Section]:
     return [Section("", html_table(header, rows))]
 
 
+def keep_page(path: str | Path) -> None:
+    """Writes the page of a run, but where the one there is of the very same files: drawing takes seconds."""
+    page = Path(path) / PAGE
+    if not page.exists() or _end(digest(path)) not in page.read_text("utf-8", errors="replace")[-200:]:
+        write_page([path])
+
+
+def _end(of: str) -> str:
+    """The page's last words."""
+    return f"<!-- of {of} -->"
+
+
 def write_page(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Writes the page of a run, or of several runs side by side, atomically.
 
@@ -83,6 +95,7 @@ def write_page(paths: Sequence[str | Path], out: str | Path | None = None) -> Pa
     Raises:
       ValueError: a folder is no run's, or several are given without a file.
     """
+    end = _end(digest(paths[0])) if len(paths) == 1 else ""
     runs = [find(path) for path in paths]
     if out is None and len(runs) != 1:
         raise ValueError(f"{len(runs)} runs: give --out, the file to write")
@@ -97,7 +110,7 @@ def write_page(paths: Sequence[str | Path], out: str | Path | None = None) -> Pa
             ]
     path = Path(out) if out else runs[0].path / PAGE
     with atomic_path(path) as temporary:
-        temporary.write_text(_render(title, sections), encoding="utf-8")
+        temporary.write_text(f"{_render(title, sections)}\n{end}\n", encoding="utf-8")
     return path
 
 

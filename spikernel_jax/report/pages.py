@@ -14,7 +14,7 @@ from spikernel_jax.io.files import atomic_path
 from spikernel_jax.io.run_folder import RunFolder, commit_text
 from spikernel_jax.report.figures import TRADEOFF_COLUMNS, kernel_text, mean_sd, numeric_columns, spaced
 from spikernel_jax.report.found import REPORT
-from spikernel_jax.report.page import write_page
+from spikernel_jax.report.page import keep_page
 
 if TYPE_CHECKING:
     import polars as pl
@@ -253,5 +253,5 @@ def write_report(run: RunFolder, sections: Sequence[tuple[str, str]]) -> Path:
     path = run.path / REPORT
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    write_page([run.path])
+    keep_page(run.path)
     return path

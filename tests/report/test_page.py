@@ -15,6 +15,7 @@ import scripts
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline.presets import get_preset
+from spikernel_jax.report import page as page_module
 from spikernel_jax.report import pages
 from spikernel_jax.report.found import find
 from spikernel_jax.report.page import write_page
@@ -246,6 +247,27 @@ def test_a_study_that_is_not_finished_or_damaged_says_so(tmp_path):
     assert "report.md is missing: the run is not finished" in text
     assert "compared.parquet is not as this run wrote it" in text
     assert "Step 1" not in text
+
+
+def test_it_is_drawn_anew_only_of_other_files(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    drawn: list[Any] = []
+    draw = page_module.write_page
+    monkeypatch.setattr(page_module, "write_page", lambda paths: drawn.append(draw(paths)))
+    log = run.path / "training"
+    log.mkdir()
+    changes = (
+        lambda: None, lambda: run.update_summary(seconds={"search": 2.0}),
+        lambda: (run.path / "report.md").write_text("x"),
+        lambda: run.write_table("finalists", pl.DataFrame({"name": ["k3"]})), (run.path / "report.html").unlink,
+        lambda: (log / "metrics.jsonl").write_text('{"epoch": 1, "validation_accuracy": 0.5}\n'),
+        lambda: (run.folder("figures") / "a.png").write_bytes(b"PNG"), lambda: RunFolder.create(run.path, run.config),
+    )  # fmt: skip
+    for number, change in enumerate(changes, start=1):
+        change()
+        for _ in range(2):
+            page_module.keep_page(run.path)
+        assert len(drawn) == number
 
 
 def test_tables_beyond_the_four_steps_own_are_on_the_page(tmp_path):
