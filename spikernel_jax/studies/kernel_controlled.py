@@ -10,7 +10,7 @@ Validation accuracy is what is compared. The test split is touched once for each
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -115,7 +115,8 @@ def make_study(data: str, preset: Preset, recipe: str, parameters: int | None = 
 def compare(job: Job, study: Study) -> "pl.DataFrame":
     """Trains every network over all seeds, goes on where a killed process stopped, and writes the result.
 
-    Leaves ``tables/kernel_controlled.parquet`` (a row for each comparison, seed and kernel size),
+    What there is of it is written after each seed too, without test accuracies. Leaves
+    ``tables/kernel_controlled.parquet`` (a row for each comparison, seed and kernel size),
     ``figures/kernel_controlled.png``, ``report.md``, and `kernel_controlled` in ``summary.json``. A network that
     both comparisons hold is trained once a seed and stands in both.
 
@@ -127,14 +128,12 @@ def compare(job: Job, study: Study) -> "pl.DataFrame":
       The table: `comparison`, `kernel_size`, `channels`, `seed`, `parameters`, `mismatch` (parameters over the
       reference's, less 1), `memory_bytes`, `macs` (of the stem, an image), `synops` and `energy_nj` (an image,
       measured on validation images), `seconds` (of training, with compilation), `validation_accuracy` and
-      `test_accuracy` (0 to 1, after the last epoch).
+      `test_accuracy` (0 to 1, after the last epoch; null before all are trained).
     """
-    import polars as pl
-
-    preset, run = job.preset, job.run
+    preset = job.preset
     with job.step("kernel_controlled"):
         rows = list(study.rows(job.seeds))
-        # Seed by seed, so that the time left rests on measurements of every network early on.
+        # Seed by seed, so that the time left rests on measurements of every network early on, and pairs are whole.
         trainings = {
             (seed, network): study.trial(seed, network)
             for seed, network in sorted({(seed, network) for _, network, seed in rows})
@@ -146,28 +145,45 @@ def compare(job: Job, study: Study) -> "pl.DataFrame":
         for name, widths in study.widths.items():
             job.say(f"  {name}: " + ", ".join(f"{k}x{k} at C = {channels}" for k, channels in widths.items()))
         clock = trials.Clock(trainings.values())
-        results = {
-            training: trials.run(job, trial, clock, f"{number}/{len(trainings)}")
-            for number, (training, trial) in enumerate(trainings.items(), start=1)
-        }
+        results: dict[tuple[int, Network], dict[str, Any]] = {}
+        for number, (training, trial) in enumerate(trainings.items(), start=1):
+            new = trials.finished(job, trial) is None
+            results[training] = trials.run(job, trial, clock, f"{number}/{len(trainings)}")
+            if new and number < len(trainings) and number % (len(trainings) // len(job.seeds)) == 0:
+                _write(job, study, [row for row in rows if (row[2], row[1]) in results], results, {})
         test = {training: trials.tested(job, trial) for training, trial in trainings.items()}
-        table = pl.DataFrame([
-            {
-                "comparison": name, "kernel_size": network.kernel_size, "channels": network.channels, "seed": seed,
-                "mismatch": results[seed, network]["parameters"] / study.parameters - 1,
-                **results[seed, network], "test_accuracy": test[seed, network],
-            }
-            for name, network, seed in rows
-        ]).drop("diverged_epoch")  # fmt: skip
-        run.write_table("kernel_controlled", table)
-        summary = over_seeds(table)
-        run.update_summary(kernel_controlled=summary.to_dicts(), reference_parameters=study.parameters)
-        title = (
-            f"Kernel size, {job.data.name}, {len(job.data.train.labels):,} training and "
-            f"{len(job.data.validation.labels):,} validation images, {preset.epochs} epochs"
-        )
-        figures.controlled_figure(table, run.folder("figures") / "kernel_controlled.png", title)
-        pages.write_report(run, _sections(job, study, summary))
+        return _write(job, study, rows, results, test)
+
+
+def _write(
+    job: Job,
+    study: Study,
+    rows: list[tuple[str, Network, int]],
+    results: Mapping[tuple[int, Network], dict[str, Any]],
+    test: Mapping[tuple[int, Network], float],
+) -> "pl.DataFrame":
+    """Table, figure, summary and report of these rows."""
+    import polars as pl
+
+    run = job.run
+    found = [
+        {
+            "comparison": name, "kernel_size": network.kernel_size, "channels": network.channels, "seed": seed,
+            "mismatch": results[seed, network]["parameters"] / study.parameters - 1,
+            **results[seed, network], "test_accuracy": test.get((seed, network)),
+        }
+        for name, network, seed in rows
+    ]  # fmt: skip
+    table = pl.DataFrame(found, schema_overrides={"test_accuracy": pl.Float64}).drop("diverged_epoch")
+    run.write_table("kernel_controlled", table)
+    summary = over_seeds(table)
+    run.update_summary(kernel_controlled=summary.fill_nan(None).to_dicts(), reference_parameters=study.parameters)
+    title = (
+        f"Kernel size, {job.data.name}, {len(job.data.train.labels):,} training and "
+        f"{len(job.data.validation.labels):,} validation images, {job.preset.epochs} epochs"
+    )
+    figures.controlled_figure(table, run.folder("figures") / "kernel_controlled.png", title)
+    pages.write_report(run, _sections(job, study, summary))
     return table
 
 
@@ -181,6 +197,7 @@ def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":
       `comparison`, `kernel_size`, `channels`, `parameters`, `mismatch`, `memory_bytes`, `macs`; means `synops`,
       `energy_nj`, `seconds`; `n`; `validation`, `difference` and `test` (means) with `_sd`, `_low` and `_high`
       (95 % t-interval). The difference is validation accuracy less that of kernel size 3, seed by seed; null for 3.
+      Null of the test, where not all have been tested.
 
     Raises:
       ValueError: if a comparison has no kernel size 3, or sizes of other seeds than its.
@@ -203,7 +220,8 @@ def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":
             row |= {"n": len(validation), **columns("validation", interval(validation))}
             paired = interval(validation - reference["validation_accuracy"].to_numpy())
             row |= {field: None if k == REFERENCE else value for field, value in columns("difference", paired).items()}
-            rows.append(row | columns("test", interval(own["test_accuracy"].to_numpy())))
+            tested = columns("test", interval(own["test_accuracy"].fill_null(0.0).to_numpy()))
+            rows.append(row | (dict.fromkeys(tested) if own["test_accuracy"].has_nulls() else tested))
     return pl.DataFrame(rows)
 
 
@@ -259,6 +277,8 @@ def _sections(job: Job, study: Study, summary: "pl.DataFrame") -> list[tuple[str
         "After the last epoch. Intervals are Student's t over seeds, 95 % each, not corrected for their number; "
         "differences are taken seed by seed.\n\n" + accuracy_markdown(summary)
     )
+    n = int(summary["n"][0])
+    missing = f" **Not yet: {n} of {preset.seeds} seeds are trained.**" * summary["test"].has_nulls()
     what = (
         "An image: MACs are the stem's, synaptic operations are counted on validation images. Training time has "
         "compilation in it, which the first seed pays.\n\n"
@@ -267,5 +287,5 @@ def _sections(job: Job, study: Study, summary: "pl.DataFrame") -> list[tuple[str
         ("Run", about),
         ("Validation accuracy", accuracy),
         ("Cost", what + cost_markdown(summary, preset.bits)),
-        ("Test accuracy", "Touched once, after all trainings.\n\n" + accuracy_markdown(summary, "test")),
+        ("Test accuracy", f"Touched once, after all trainings.{missing}\n\n" + accuracy_markdown(summary, "test")),
     ]

@@ -172,17 +172,23 @@ def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real_evaluate(*arguments)
 
-    for module, name, stopping in ((trials, "train", stops_in_training), (trials, "evaluate", stops_in_testing)):
+    stops = ((trials, "train", stops_in_training), (trials, "evaluate", stops_in_testing))
+    for seeds, (module, name, stopping) in enumerate(stops, start=1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, name, stopping)
             with pytest.raises(SystemExit) as stop:
                 start(*SMALL, "--out", str(out))
         assert stop.value.code == 130
-        assert not (out / "tables").exists()
+        partial, whole = table_of(out), table_of(finished[0])
+        assert partial["test_accuracy"].null_count() == len(partial) == 4 * seeds
+        rest = whole.filter(pl.col("seed") < seeds).drop("test_accuracy")
+        assert partial.drop("test_accuracy").equals(rest)
+        assert f"**Not yet: {seeds} of 3 seeds are trained.**" in (out / "report.md").read_text()
     assert len(set(trained)) == 5
     assert len(list(out.glob("trainings/*/result.json"))) == 9
     assert len(list(out.glob("trainings/*/test.json"))) == 3
     monkeypatch.setattr(trials, "evaluate", lambda *a: tested.append(0) or real_evaluate(*a))
     start(*SMALL, "--out", str(out))
     assert len(tested) == 4 + 6
+    assert "Not yet" not in (out / "report.md").read_text()
     assert table_of(out).equals(table_of(finished[0]))
