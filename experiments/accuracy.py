@@ -14,6 +14,7 @@ their FLOPs for an H100 (`presets.py`), they have not been run there; an H200 re
 epochs (results/accuracy-cifar10-h200-seed0).
 """
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -23,6 +24,8 @@ from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.job import default_folder
 from spikernel_jax.pipeline.presets import Timed, get_timed_preset
 from spikernel_jax.report.intervals import points
+from spikernel_jax.snn.conventional import RELU, relu_neurons
+from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.studies.accuracy import open_training, train_in_time
 from spikernel_jax.studies.over_seeds import train_over_seeds
 
@@ -48,6 +51,8 @@ class Options(cli.OutputOptions, cli.MachineOptions, cli.SizeOptions):
     """Run folder; default runs/accuracy-DATA-PRESET-seedSEED."""
     seed: int = 0
     """Seed of everything random."""
+    conventional: bool = False
+    """ReLU for LIF and one time step: what the same network reaches without spikes, to be put beside it."""
     seeds: int = 1
     """Trainings, with this seed and the ones after it: mean, standard deviation and interval; --minutes are those of
     one, and all have as many epochs."""
@@ -118,18 +123,31 @@ def settings(options: Options) -> tuple[str, Timed]:
         given["minutes"] = None
     if options.precision:
         given["precisions"] = ()
+    base = preset.neuron
+    if options.conventional:
+        for field in (*_OF_NEURON, "time_steps"):
+            if field in given:
+                option = f"--{field.replace('_', '-')}"
+                raise ValueError(f"{option}: a --conventional network has no spikes; give one of the two")
+        base, given["time_steps"] = NeuronSpec(RELU), 1
     training, neuron = (
         dataclasses.replace(part, **{field: given.pop(field) for field in own if field in given})
-        for part, own in ((preset.training, _OF_RECIPE), (preset.neuron, _OF_NEURON))
+        for part, own in ((preset.training, _OF_RECIPE), (base, _OF_NEURON))
     )
     return name, dataclasses.replace(preset, training=training, neuron=neuron, **given)
 
 
 def accuracy(options: Options) -> None:
     """Trains, tests once, and prints the accuracies."""
+    with relu_neurons() if options.conventional else contextlib.nullcontext():
+        _accuracy(options)
+
+
+def _accuracy(options: Options) -> None:
     name, preset = settings(options)
     timed = open_training(options.data, name, preset, seed=options.seed, data_dir=options.data_dir, say=cli.say)
-    kind = "accuracy" if options.seeds == 1 else f"accuracy-{options.seeds}seeds"
+    kind = "accuracy-conventional" if options.conventional else "accuracy"
+    kind += "" if options.seeds == 1 else f"-{options.seeds}seeds"
     out = options.out or default_folder(options.data, name, options.seed, kind)
     if options.seeds != 1:
         result = train_over_seeds(timed, out, options.seeds)

@@ -26,14 +26,13 @@ Memory of a program is what its compiler says: arguments, results and temporary 
 place counts once. The high-water mark of the device, where it tells one, is read before anything else has run.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +50,8 @@ from bench_step import measure_memory, measure_parts, program_bytes
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import normalise
 from spikernel_jax.pipeline import cli
-from spikernel_jax.snn import neurons
+from spikernel_jax.snn.conventional import relu_neurons
 from spikernel_jax.snn.cost import nearest_width
-from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.devices import devices_for
 from spikernel_jax.training.recipe import TrainConfig
@@ -180,16 +178,6 @@ def equal_width(spec: NetworkSpec, genotype: ArrayLike) -> int:
         return forward_flops(dataclasses.replace(spec, channels=width, time_steps=1), genotype, 1)
 
     return nearest_width(at, forward_flops(spec, genotype, 1))
-
-
-@contextlib.contextmanager
-def relu_neurons() -> Iterator[NeuronSpec]:
-    """A neuron model without memory or spikes, known while the context lasts: what a conventional network has."""
-    neurons.NEURONS["relu"] = lambda _, v_N, x_N: (v_N, jax.nn.relu(x_N))
-    try:
-        yield NeuronSpec("relu")
-    finally:
-        del neurons.NEURONS["relu"]
 
 
 def peak_bytes(device: Any) -> int | None:

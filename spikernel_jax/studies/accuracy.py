@@ -28,8 +28,10 @@ from spikernel_jax.io.voice import Moving
 from spikernel_jax.pipeline.job import check_seed, counts, load_images, open_folder
 from spikernel_jax.pipeline.presets import Timed
 from spikernel_jax.report import figures, pages
+from spikernel_jax.snn.conventional import RELU
 from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.model import Model
+from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.training.checkpoint import save_model
 from spikernel_jax.training.evaluation import evaluate
@@ -369,15 +371,13 @@ def _sections(
     timed: TimedTraining, run: RunFolder, plan: dict[str, Any], summary: dict[str, Any]
 ) -> list[tuple[str, str]]:
     preset, images = timed.preset, counts(timed.data)
-    neuron = preset.neuron
     command = " ".join(run.record()["environment"]["command"])
     recipe = dataclasses.asdict(preset.training) | {name: plan[name] for name in ("epochs", "precision")}
     planned, taken = summary["minutes_planned"], summary["minutes_taken"]
     about = (
         f"`{command}`\n\n{timed.data.source}\n\nCell `{preset.cell}`, C = {preset.channels}, T = {preset.time_steps}, "
         f"stem stride {preset.stem_stride}, head {preset.head}, dropout {preset.dropout:g}, norm {preset.norm}, "
-        f"{neuron.model} neurons of threshold {neuron.v_threshold:g}, tau {neuron.tau:g}, surrogate "
-        f"{neuron.surrogate}: **{summary['parameters']:,} parameters**. Seed {timed.seed}, n = 1 training.\n\n"
+        f"{_neurons(preset.neuron)}: **{summary['parameters']:,} parameters**. Seed {timed.seed}, n = 1 training.\n\n"
         "Recipe: " + ", ".join(f"{name} {value}" for name, value in recipe.items()) + "."
     )
     validation = _per_cent(summary["validation_accuracy"], images["validation"])
@@ -399,6 +399,14 @@ def _sections(
         f"epoch: about {summary['compilation_minutes']:.2f}."
     )  # fmt: skip
     return [("Run", about), ("Accuracy", accuracy), ("Time", minutes)]
+
+
+def _neurons(neuron: NeuronSpec) -> str:
+    if neuron.model == RELU:
+        return "**conventional: ReLU in the place of neurons, no spikes**"
+    return (
+        f"{neuron.model} neurons of threshold {neuron.v_threshold:g}, tau {neuron.tau:g}, surrogate {neuron.surrogate}"
+    )
 
 
 def _per_cent(accuracy: float, n: int) -> str:

@@ -20,6 +20,8 @@ from spikernel_jax.data import Dataset, Split, dataset_info, load_dataset
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import job
 from spikernel_jax.pipeline.presets import OWN, TIMED_PRESETS, get_timed_preset
+from spikernel_jax.snn import neurons
+from spikernel_jax.snn.conventional import relu_neurons
 from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.studies import accuracy
 from spikernel_jax.studies.accuracy import Costs, epochs_that_fit
@@ -375,3 +377,23 @@ def test_a_neuron_of_ones_own(tmp_path, capsys):
     assert (model.spec.neuron.v_threshold, model.spec.neuron.surrogate) == (0.5, "triangle")
     assert "neurons of threshold 0.5, tau 1.33333, surrogate triangle" in (out / "report.md").read_text()
     assert "surrogate='x'" in refused(capsys, *SMALL, "--surrogate", "x", "--out", str(tmp_path / "none"))
+
+
+def test_the_same_network_without_spikes(tmp_path, capsys):
+    out, known = tmp_path / "relu", set(neurons.NEURONS)
+    start(*SMALL, "--minutes", "inf", "--conventional", "--out", str(out))
+    assert set(neurons.NEURONS) == known
+    spiking = get_timed_preset("mnist5k", "smoke")
+    summary, report = RunFolder.open(out).summary(), (out / "report.md").read_text()
+    at_one = dataclasses.replace(spiking, cell="0>3:conv3", channels=2, time_steps=1).cell_network("mnist5k")
+    assert summary["parameters"] == parameters_of(*at_one)
+    assert "T = 1" in report
+    assert "conventional: ReLU in the place of neurons, no spikes" in report
+    with relu_neurons():
+        model = load_model(out / "checkpoint")
+        assert (model.spec.neuron.model, model.spec.time_steps) == ("relu", 1)
+    with pytest.raises(ValueError, match="model='relu' is not a neuron model"):
+        load_model(out / "checkpoint")
+    words = "--time-steps: a --conventional network has no spikes"
+    assert words in refused(capsys, *SMALL, "--conventional", "--time-steps", "2", "--out", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()

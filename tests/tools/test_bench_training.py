@@ -22,7 +22,7 @@ import peers
 import peers_training
 import scripts
 from spikernel_jax import CellSpace, NetworkSpec, load_snasnet
-from spikernel_jax.snn import network, neurons
+from spikernel_jax.snn import network
 from spikernel_jax.training.loop import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,20 +109,6 @@ def test_equal_width_is_the_nearest_of_all(cell, channels, steps):
         for width in range(1, 120)
     }
     assert bench_training.equal_width(spec, row) == min(others, key=lambda width: others[width])
-
-
-def test_relu_neurons_are_relu_and_are_gone_afterwards():
-    before = set(neurons.NEURONS)
-    x = jnp.array([-2.0, -0.5, 0.5, 3.0])
-    with bench_training.relu_neurons() as neuron:
-        value, slope = (f(neuron, x) for f in (_fire, jax.vmap(jax.grad(_fire, 1), (None, 0))))
-    np.testing.assert_array_equal(value, np.maximum(x, 0))
-    np.testing.assert_array_equal(slope, np.asarray(x) > 0)
-    assert set(neurons.NEURONS) == before
-
-
-def _fire(neuron: Any, x: jax.Array) -> jax.Array:
-    return neurons.run(neuron, jnp.zeros(x.shape), x[None])[1][0]
 
 
 def test_turns_alternate_and_last_as_long_as_asked(monkeypatch):
