@@ -5,6 +5,7 @@ Then the curves of its trainings, all its tables, and what was run. Of a run tha
 missing; a damaged table is named, and not drawn. Whatever comes from a run is escaped.
 """
 
+import hashlib
 import html
 import json
 import shlex
@@ -71,15 +72,16 @@ def compared(found: Sequence[Found]) -> list[Section]:
 
 
 def keep_page(path: str | Path) -> None:
-    """Writes the page of a run, but where the one there is of the very same files: drawing takes seconds."""
+    """Writes the page of a run, but where the one there is whole and of the very same files: drawing takes seconds."""
     page = Path(path) / PAGE
-    if not page.exists() or _end(digest(path)) not in page.read_text("utf-8", errors="replace")[-200:]:
+    there = page.read_text("utf-8", errors="replace") if page.exists() else ""
+    if there != _sealed(there.rpartition("\n<!--")[0], digest(path)):
         write_page([path])
 
 
-def _end(of: str) -> str:
-    """The page's last words."""
-    return f"<!-- of {of} -->"
+def _sealed(text: str, of: str) -> str:
+    """A page that ends with what it was drawn of, and its own digest."""
+    return f"{text}\n<!-- of {of}, {hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
 def write_page(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -95,7 +97,7 @@ def write_page(paths: Sequence[str | Path], out: str | Path | None = None) -> Pa
     Raises:
       ValueError: a folder is no run's, or several are given without a file.
     """
-    end = _end(digest(paths[0])) if len(paths) == 1 else ""
+    of = digest(paths[0]) if len(paths) == 1 else "several"
     runs = [find(path) for path in paths]
     if out is None and len(runs) != 1:
         raise ValueError(f"{len(runs)} runs: give --out, the file to write")
@@ -110,7 +112,7 @@ def write_page(paths: Sequence[str | Path], out: str | Path | None = None) -> Pa
             ]
     path = Path(out) if out else runs[0].path / PAGE
     with atomic_path(path) as temporary:
-        temporary.write_text(f"{_render(title, sections)}\n{end}\n", encoding="utf-8")
+        temporary.write_text(_sealed(_render(title, sections), of), encoding="utf-8")
     return path
 
 

@@ -256,10 +256,12 @@ def test_it_is_drawn_anew_only_of_other_files(tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "write_page", lambda paths: drawn.append(draw(paths)))
     log = run.path / "training"
     log.mkdir()
+    page = run.path / "report.html"
     changes = (
-        lambda: None, lambda: run.update_summary(seconds={"search": 2.0}),
+        lambda: None, lambda: page.write_text(page.read_text("utf-8").replace("Step", "Stop", 1), "utf-8"),
+        lambda: run.update_summary(seconds={"search": 2.0}),
         lambda: (run.path / "report.md").write_text("x"),
-        lambda: run.write_table("finalists", pl.DataFrame({"name": ["k3"]})), (run.path / "report.html").unlink,
+        lambda: run.write_table("finalists", pl.DataFrame({"name": ["k3"]})), page.unlink,
         lambda: (log / "metrics.jsonl").write_text('{"epoch": 1, "validation_accuracy": 0.5}\n'),
         lambda: (run.folder("figures") / "a.png").write_bytes(b"PNG"), lambda: RunFolder.create(run.path, run.config),
     )  # fmt: skip
