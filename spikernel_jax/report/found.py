@@ -101,11 +101,22 @@ class Found:
     def _numbers(self) -> dict[Any, int]:
         return {}
 
+    @functools.cached_property
+    def _parsed(self) -> dict[str, NDArray[np.int8]]:
+        return {}
+
+    def _rows(self, genotypes: Sequence[str]) -> NDArray[np.int8]:
+        """Cells [n, E], each text read once; ValueError where one is no cell."""
+        for text in genotypes:
+            if text not in self._parsed:
+                self._parsed[text] = self.space.parse(text)
+        return np.stack([self._parsed[text] for text in genotypes])
+
     def functions(self, genotypes: Sequence[str]) -> NDArray[np.int32]:
         """Numbers of cells, equal for those that are the same function; for equal texts alone where one is no cell."""
         names: Sequence[Any] = genotypes
         try:
-            rows = self.space.canonical(np.stack([self.space.parse(text) for text in genotypes]))
+            rows = self.space.canonical(self._rows(genotypes))
             names = self.space.identity(rows).tolist()
         except ValueError:
             pass
@@ -120,7 +131,7 @@ class Found:
                 name: config["settings"][name] for name in ("channels", "time_steps", "stem_stride", "head", "dropout")
             }
             spec = NetworkSpec(info.image_shape, info.num_classes, self.space, **sizes)
-            return spec, np.stack([self.space.parse(text) for text in genotypes])
+            return spec, self._rows(genotypes)
         except (ValueError, KeyError, TypeError):
             return None
 

@@ -11,27 +11,25 @@ from spikernel_jax.report.parts import Section
 
 
 def sections_of(found: Found) -> list[Section]:
-    """The report's sections in its order, figures within them; what it says is missing where there is none."""
+    """The report's sections in its order, figures within them; what it says is missing where there is none.
+
+    Tags in its Markdown are escaped. What comes before the first section has no heading; the title is left out.
+    """
     if found.report is None:
         return [Section("", missing=f"{found.path / REPORT} is missing: the run is not finished")]
-    return [Section(heading, as_html(text, found.path)) for heading, text in _split(found.report)]
+    reader = _reader(found.path)
+    tokens = reader.parse(found.report)
+    at = [index for index, token in enumerate(tokens) if token.type == "heading_open" and token.tag in ("h1", "h2")]
+    first = at[0] if at else len(tokens)
+    parts = [Section("", reader.renderer.render(tokens[:first], reader.options, {}))] if first else []
+    for begin, end in zip(at, [*at[1:], len(tokens)], strict=True):  # opening, text, closing, and what stands below
+        heading = tokens[begin + 1].content if tokens[begin].tag == "h2" else ""
+        parts.append(Section(heading, reader.renderer.render(tokens[begin + 3 : end], reader.options, {})))
+    return parts
 
 
-def _split(text: str) -> list[tuple[str, str]]:
-    """(heading, Markdown) of each section; what comes before the first has no heading, and the title is left out."""
-    parts: list[tuple[str, list[str]]] = [("", [])]
-    fenced = False
-    for line in text.splitlines():
-        fenced ^= line.startswith("```")
-        if line.startswith("## ") and not fenced:
-            parts.append((line[3:].strip(), []))
-        elif not line.startswith("# ") or fenced:
-            parts[-1][1].append(line)
-    return [(heading, "\n".join(lines)) for heading, lines in parts]
-
-
-def as_html(text: str, folder: Path) -> str:
-    """Markdown as HTML: tags within it are escaped, figures of the folder put in place, other images named alone."""
+def _reader(folder: Path) -> Any:
+    """Reads Markdown; figures of the folder are put in place, other images named alone."""
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -46,4 +44,4 @@ def as_html(text: str, folder: Path) -> str:
         return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
 
     reader.add_render_rule("image", image)
-    return reader.render(text)
+    return reader

@@ -265,9 +265,9 @@ def most_synaptic_operations(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray
             for code in range(spec.space.num_ops)
         ]  # fmt: skip
         total += np.array(of_codes)[rows[:, cell]].sum(1)
-    for first in rows[:1]:  # what is outside the cells is the same for all
-        all_fire = {name: float(spec.time_steps * site.neurons) for name, site in spec.sites(first).items()}
-        total += synaptic_operations(spec, first, all_fire) - total[0]
+    if len(rows):  # what is outside the cells is the same for all
+        all_fire = {name: float(spec.time_steps * site.neurons) for name, site in spec.sites(rows[0]).items()}
+        total += synaptic_operations(spec, rows[0], all_fire) - total[0]
     return total
 
 

@@ -220,8 +220,10 @@ def over_seeds(table: "pl.DataFrame") -> "pl.DataFrame":
             row |= {"n": len(validation), **columns("validation", interval(validation))}
             paired = interval(validation - reference["validation_accuracy"].to_numpy())
             row |= {field: None if k == REFERENCE else value for field, value in columns("difference", paired).items()}
-            tested = columns("test", interval(own["test_accuracy"].fill_null(0.0).to_numpy()))
-            rows.append(row | (dict.fromkeys(tested) if own["test_accuracy"].has_nulls() else tested))
+            if (test := own["test_accuracy"]).has_nulls():
+                rows.append(row | dict.fromkeys(columns("test", paired)))
+            else:
+                rows.append(row | columns("test", interval(test.to_numpy())))
     return pl.DataFrame(rows)
 
 
