@@ -30,7 +30,7 @@ from spikernel_jax.studies.accuracy import open_training, train_in_time
 from spikernel_jax.studies.over_seeds import train_over_seeds
 
 _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
-_OF_NEURON = ("v_threshold", "surrogate", "surrogate_scale")
+_OF_NEURON = ("v_threshold", "surrogate", "surrogate_scale", "max_spikes")
 _OF_RECIPE = (
     "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "padding", "trivial", "cutout", "mix",
     "ema", "precision",
@@ -80,6 +80,8 @@ class Options(cli.OutputOptions, cli.MachineOptions, cli.SizeOptions):
     """Stand-in for a spike's derivative: atan, sigmoid, triangle or straight_through."""
     surrogate_scale: float | None = None
     """Its slope; default its customary one."""
+    max_spikes: int | None = None
+    """How often a neuron fires in a time step at most; above 1, what is left above the threshold fires again."""
     batch_size: int | None = None
     """Images a step."""
     learning_rate: float | None = None
@@ -130,6 +132,8 @@ def settings(options: Options) -> tuple[str, Timed]:
                 option = f"--{field.replace('_', '-')}"
                 raise ValueError(f"{option}: a --conventional network has no spikes; give one of the two")
         base, given["time_steps"] = NeuronSpec(RELU), 1
+    if given.get("max_spikes", 1) != 1:
+        base = dataclasses.replace(base, reset="soft")  # what is left after a spike is what may fire again
     training, neuron = (
         dataclasses.replace(part, **{field: given.pop(field) for field in own if field in given})
         for part, own in ((preset.training, _OF_RECIPE), (base, _OF_NEURON))

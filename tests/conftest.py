@@ -5,8 +5,9 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -41,6 +42,18 @@ gc.set_threshold(100_000, 20, 20)
 # the program does then is in test_signals.py; all other tests are of a program that can be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_freed() -> Iterator[None]:
+    """Compiled programs end with the module that ran them.
+
+    Each holds some memory maps, of which Linux gives a process 65,530: the last modules of a process that kept all
+    programs would crash it, where the compiler or the cache ask for one more.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,8 @@ def score_names() -> tuple[str, ...]:
 def scored_spec(spec: NetworkSpec) -> NetworkSpec:
     """The network that a training-free score is of: with nothing learned yet, neurons are the spec's own, fixed.
 
+    Scores compare which neurons fire: of neurons that fire more than once a time step, the first spike.
+
     Raises:
       ValueError: where cells that the search takes for one function are not, because skips hand on spikes.
     """
@@ -86,7 +88,7 @@ def scored_spec(spec: NetworkSpec) -> NetworkSpec:
             f"shortcut={spec.shortcut!r}: scores and searches take skips for identities and average pooling for linear "
             "(CellSpace.enumerate), which shortcuts of spikes are not; score with shortcut='membrane'"
         )
-    neuron = dataclasses.replace(spec.neuron, learn_tau=False, learn_threshold=False)
+    neuron = dataclasses.replace(spec.neuron, learn_tau=False, learn_threshold=False, max_spikes=1)
     return dataclasses.replace(spec, neuron=neuron)
 
 

@@ -246,7 +246,7 @@ def synaptic_operations(spec: NetworkSpec, genotype: ArrayLike, spikes: Mapping[
 
 
 def most_synaptic_operations(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.float64]:
-    """Synaptic operations of one image if every neuron fires at every time step: none has more, most have far fewer.
+    """Synaptic operations of one image if all neurons fire all they can at all time steps: the most there can be.
 
     Args:
       spec: the network.
@@ -256,17 +256,17 @@ def most_synaptic_operations(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray
       float64 [n]; errors as `costs`.
     """
     rows = pairs(checked_genotypes(spec, genotypes))
-    total = np.zeros(len(rows))
+    total, spikes = np.zeros(len(rows)), spec.time_steps * spec.neuron.max_spikes
     for cell in range(2):
         size, c = spec.cell_size(cell), spec.cell_channels(cell)
         of_codes = [
-            spec.time_steps * c * float(spec.space.operation(code).fan_out(size, c).sum())
+            spikes * c * float(spec.space.operation(code).fan_out(size, c).sum())
             if spec.reader_of(code) else 0.0
             for code in range(spec.space.num_ops)
         ]  # fmt: skip
         total += np.array(of_codes)[rows[:, cell]].sum(1)
     if len(rows):  # what is outside the cells is the same for all
-        all_fire = {name: float(spec.time_steps * site.neurons) for name, site in spec.sites(rows[0]).items()}
+        all_fire = {name: float(spikes * site.neurons) for name, site in spec.sites(rows[0]).items()}
         total += synaptic_operations(spec, rows[0], all_fire) - total[0]
     return total
 

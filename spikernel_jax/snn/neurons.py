@@ -7,13 +7,19 @@ once) and step-by-step use (``T = 1`` calls that carry the membrane potential al
 What a layer of neurons learns, a few scalars, comes to its step by name, so a step of a model that learns
 nothing takes none.
 
+A neuron may fire more than once within a time step (`NeuronSpec.max_spikes`): the number of its spikes is then what is
+computed with, and on a device they come one after another: each is subtracted, and what is left may fire again. What
+reads them is linear, or a pooling, so that the sum over the spikes and the spikes of the sum are the same.
+
 Sources: Kim et al., ECCV 2022 (SNASNet), for the LIF; Fang et al., ICCV 2021, for the ATan surrogate and the
-learned time constant (PLIF); Heckel et al., spyx, for the second model.
+learned time constant (PLIF); Luo et al., ECCV 2024 (I-LIF), for several spikes a time step; Heckel et al., spyx, for
+the second model.
 """
 
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +44,7 @@ _SURROGATES: dict[str, tuple[float, Callable[[Array, float], Array]]] = {
 }
 SURROGATES = tuple(_SURROGATES)
 _RESETS = ("hard", "soft")
+_MOST_SPIKES = 16  # of a time step: bfloat16 holds these numbers exactly, and sums of as many surrogates stay cheap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +59,7 @@ class NeuronSpec:
       reset: ``"hard"`` sets v to `v_reset`, ``"soft"`` subtracts the threshold.
       surrogate: a name in `SURROGATES`.
       surrogate_scale: its slope alpha; None takes the surrogate's customary one.
+      max_spikes: how often a neuron fires in a time step at most; above 1 with a soft reset, of the lif model, only.
       learn_tau: whether each layer learns its time constant, from `tau` on (PLIF); the lif model only.
       learn_threshold: whether each layer learns its threshold, from `v_threshold` on; the lif model only.
 
@@ -75,6 +83,7 @@ class NeuronSpec:
     reset: str = "hard"
     surrogate: str = "atan"
     surrogate_scale: float | None = None
+    max_spikes: int = 1
     learn_tau: bool = False
     learn_threshold: bool = False
 
@@ -95,6 +104,13 @@ class NeuronSpec:
             raise ValueError(
                 f"reset={self.reset!r}, v_reset={self.v_reset}: the spyx_lif model has a soft reset only; "
                 "give reset='soft' and v_reset=0"
+            )
+        if not 1 <= self.max_spikes <= _MOST_SPIKES:
+            raise ValueError(f"max_spikes={self.max_spikes} must be from 1 to {_MOST_SPIKES}")
+        if self.max_spikes > 1 and (self.model != "lif" or self.reset != "soft"):
+            raise ValueError(
+                f"max_spikes={self.max_spikes}, model={self.model!r}, reset={self.reset!r}: what is left above a "
+                "threshold fires again with model='lif' and reset='soft' only"
             )
         for name, start in (("learn_tau", "tau"), ("learn_threshold", "v_threshold")):
             if not isinstance(value := getattr(self, name), bool):
@@ -124,10 +140,12 @@ def constants(spec: NeuronSpec, learned: Mapping[str, Any]) -> tuple[float, floa
     """Leak 1/tau and threshold of a layer of the lif model with these learned scalars, those that it has.
 
     Raises:
-      ValueError: of another model.
+      ValueError: of another model, or one that fires more than once a time step.
     """
     if spec.model != "lif":
         raise ValueError(f"model={spec.model!r}: want 'lif'")
+    if spec.max_spikes != 1:
+        raise ValueError(f"max_spikes={spec.max_spikes}: want 1, a spike or none in a time step")
     leak, threshold = 1 / spec.tau, spec.v_threshold
     if "leak_logit" in learned:
         leak = 1 / (1 + math.exp(-float(learned["leak_logit"])))
@@ -173,7 +191,8 @@ def _lif_step(
         threshold = (floor + (spec.v_threshold - floor) * jax.nn.softplus(threshold_raw) / math.log(2)).astype(
             v_N.dtype
         )
-    spikes_N = spike(spec, v_N - threshold)
+    above = [spike(spec, v_N - n * threshold) for n in range(1, spec.max_spikes + 1)]
+    spikes_N = functools.reduce(operator.add, above)
     fired_N = lax.stop_gradient(spikes_N)  # detached reset: no gradient through s here
     if spec.reset == "hard":
         return jnp.where(fired_N > 0, jnp.asarray(spec.v_reset, v_N.dtype), v_N), spikes_N
@@ -207,7 +226,7 @@ def step(spec: NeuronSpec, v_N: Array, x_N: Array, learned: Learned | None = Non
       learned: the layer's scalars, each of shape []; None, or one that is missing, is as the spec says.
 
     Returns:
-      The potential after the step, and the spikes (0 or 1), both of the same shape.
+      The potential after the step, and the spikes (0 or 1, or up to `max_spikes`), both of the same shape.
     """
     return NEURONS[spec.model](spec, v_N, x_N, **(learned or {}))
 

@@ -404,8 +404,10 @@ def _sections(
 def _neurons(neuron: NeuronSpec) -> str:
     if neuron.model == RELU:
         return "**conventional: ReLU in the place of neurons, no spikes**"
+    more = f", **up to {neuron.max_spikes} spikes a time step**" if neuron.max_spikes > 1 else ""
     return (
-        f"{neuron.model} neurons of threshold {neuron.v_threshold:g}, tau {neuron.tau:g}, surrogate {neuron.surrogate}"
+        f"{neuron.model} neurons of threshold {neuron.v_threshold:g}, tau {neuron.tau:g}, {neuron.reset} reset, "
+        f"surrogate {neuron.surrogate}{more}"
     )
 
 

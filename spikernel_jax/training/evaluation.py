@@ -130,7 +130,7 @@ class Activity(NamedTuple):
 
     spikes_T: np.ndarray  # of the first image, at each time step
     neurons: int
-    rate: float  # share of neurons that fire, mean over images and time steps
+    rate: float  # spikes of a neuron and time step, mean over images
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "genotype"))

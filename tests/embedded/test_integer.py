@@ -155,6 +155,9 @@ def test_what_has_no_form_of_integers_is_refused_by_name():
     other = dataclasses.replace(model.spec, neuron=NeuronSpec(model="spyx_lif", tau=2.0, reset="soft"))
     with pytest.raises(ValueError, match="model='spyx_lif': want 'lif'"):
         lower(dataclasses.replace(model, spec=other))
+    other = dataclasses.replace(model.spec, neuron=NeuronSpec(max_spikes=2, reset="soft"))
+    with pytest.raises(ValueError, match="max_spikes=2: want 1, a spike or none"):
+        lower(dataclasses.replace(model, spec=other))
     register_operation(Operation("embedded_flip", "linear", lambda edge, x: x[..., ::-1, :]))
     space = CellSpace(operations=("zero", "skip", "embedded_flip"))
     spec = dataclasses.replace(model.spec, space=space)

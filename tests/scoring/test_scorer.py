@@ -162,6 +162,7 @@ def test_banks_are_the_networks_own_weights(bank):
 
 
 LEARNING = dataclasses.replace(SPEC, neuron=NeuronSpec(learn_tau=True, learn_threshold=True))
+SEVERAL = dataclasses.replace(SPEC, neuron=NeuronSpec(reset="soft", max_spikes=4))
 
 
 @pytest.mark.parametrize("method", scorers.METHODS)
@@ -176,6 +177,12 @@ def test_neurons_that_have_learned_nothing_yet_score_as_fixed_ones(method, rows,
         got = score_population(rows, weights, IMAGES, LEARNING, method=method)
         np.testing.assert_array_equal(got.replicates, want.replicates)
         np.testing.assert_array_equal(got.lif_calls, want.lif_calls)
+
+
+def test_neurons_that_fire_more_than_once_score_by_their_first_spike(rows, bank):
+    first = dataclasses.replace(SPEC, neuron=NeuronSpec(reset="soft"))
+    want, got = (score_population(rows, bank, IMAGES, spec) for spec in (first, SEVERAL))
+    np.testing.assert_array_equal(got.replicates, want.replicates)
 
 
 def test_shortcuts_of_spikes_have_no_scores(bank):

@@ -1,5 +1,6 @@
 """Closed forms of cost against arrays that exist, a simulated schedule, and counted spikes."""
 
+import dataclasses
 import itertools
 import re
 
@@ -11,6 +12,7 @@ import pytest
 from small_networks import KINDS, LEARNING, SPACES, make_spec, raw_rows
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn import cost, layers, network
+from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.snn.spec import NetworkSpec
 
 KEY = jax.random.key(0)
@@ -215,6 +217,8 @@ def test_synaptic_operations_equal_a_brute_force_count(name, head, kind):
         assert cost.synaptic_operations(spec, row, even) == pytest.approx(most)
         (got,) = cost.most_synaptic_operations(spec, row[None])
         assert got == pytest.approx(most * spec.time_steps / 2)
+        several = dataclasses.replace(spec, neuron=NeuronSpec(reset="soft", max_spikes=4))
+        assert cost.most_synaptic_operations(several, row[None])[0] == pytest.approx(4 * got)
 
 
 def test_energy_counts_the_stem_once_and_every_synaptic_operation():

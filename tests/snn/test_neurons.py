@@ -13,6 +13,7 @@ import spyx
 from flax import nnx
 from numpy.typing import DTypeLike
 
+from spikernel_jax.operations import convolution, pooling
 from spikernel_jax.snn.neurons import NEURONS, SURROGATES, NeuronSpec, run, spike, step, surrogate_derivative
 
 T, N = 6, 40
@@ -23,14 +24,18 @@ SPECS = [
     NeuronSpec(tau=1.1, v_reset=0.25, v_threshold=0.5),
     NeuronSpec(reset="soft"),
     NeuronSpec(tau=3.0, v_reset=0.125, reset="soft"),
+    NeuronSpec(tau=2.0, v_threshold=0.375, reset="soft", max_spikes=3),
 ]
 ALL = [
     NeuronSpec(model=model, reset="soft" if model == "spyx_lif" else "hard", surrogate=surrogate)
     for model, surrogate in itertools.product(NEURONS, SURROGATES)
 ]
 ALL += [NeuronSpec(tau=3.0, learn_tau=True), NeuronSpec(reset="soft", learn_tau=True, learn_threshold=True)]
+ALL += [dataclasses.replace(SPECS[-1], surrogate=surrogate) for surrogate in SURROGATES]
 of_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
-contract = pytest.mark.parametrize("spec", ALL, ids=["-".join([s.model, s.surrogate, *s.learned]) for s in ALL])
+contract = pytest.mark.parametrize(
+    "spec", ALL, ids=["-".join([s.model, s.surrogate, str(s.max_spikes), *s.learned]) for s in ALL]
+)
 run_jit = jax.jit(run, static_argnums=0)
 step_jit = jax.jit(step, static_argnums=0)
 
@@ -51,7 +56,7 @@ def oracle(spec, v, x_TN):
     before, spikes = [], []
     for x in x_TN:
         v = v + (x - (v - reset)) / tau
-        s = (v - threshold >= 0).astype(real)
+        s = np.clip(np.floor(v / threshold), 0, spec.max_spikes)
         before.append(v)
         spikes.append(s)
         v = (1 - s) * v + s * reset if spec.reset == "hard" else v - s * threshold
@@ -72,6 +77,11 @@ def derivative(spec, u):
     return np.full_like(u, alpha)
 
 
+def of_each_spike(spec, v):
+    """How each spike of a step follows from v, at its own multiple of the threshold, [max_spikes, N]."""
+    return np.stack([derivative(spec, v - n * spec.v_threshold) for n in range(1, spec.max_spikes + 1)])
+
+
 @of_spec
 def test_float64_equals_the_formulas(spec):
     x = inputs()
@@ -89,7 +99,8 @@ def test_float32_equals_the_formulas(spec):
     x = inputs(2, dtype=np.float32)
     v, spikes = run_jit(spec, jnp.zeros(N), jnp.asarray(x))
     v_expected, expected, before = oracle(spec, np.zeros(N, np.float32), x)
-    assert np.abs(before - spec.v_threshold).min() > 1e-6  # these inputs leave no doubt
+    levels = spec.v_threshold * np.arange(1, spec.max_spikes + 1)
+    assert np.abs(before[..., None] - levels).min() > 1e-6  # these inputs leave no doubt
     np.testing.assert_array_equal(spikes, expected)
     np.testing.assert_allclose(v, v_expected, rtol=1e-5, atol=1e-6)
 
@@ -137,9 +148,9 @@ def test_surrogate_formulas(surrogate, scale):
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("spec", SPECS[2:6:3], ids=["hard", "soft"])
+@pytest.mark.parametrize("spec", [SPECS[i] for i in (2, 5, 6)], ids=["hard", "soft", "several"])
 def test_gradients_equal_a_backward_pass_by_hand(spec, surrogate):
-    spec = NeuronSpec(tau=spec.tau, v_reset=spec.v_reset, reset=spec.reset, surrogate=surrogate)
+    spec = dataclasses.replace(spec, surrogate=surrogate)
     x, v0, weight, weight_v = inputs(4), inputs(5, (N,)) / 4, inputs(6), inputs(7, (N,))
 
     def loss(v0, x):
@@ -152,7 +163,7 @@ def test_gradients_equal_a_backward_pass_by_hand(spec, surrogate):
     g, expected_x = weight_v, np.zeros_like(x)  # g: d loss / d v after the reset
     for t in reversed(range(T)):
         g = g * (1 - spikes[t]) if spec.reset == "hard" else g  # the reset is detached
-        g = g + weight[t] * derivative(spec, before[t] - spec.v_threshold)
+        g = g + weight[t] * of_each_spike(spec, before[t]).sum(0)
         expected_x[t] = g / spec.tau
         g = g * (1 - 1 / spec.tau)
     np.testing.assert_allclose(grad_x, expected_x, rtol=1e-10, atol=1e-12)
@@ -193,7 +204,7 @@ def test_learning_starts_from_the_spec(spec):
     np.testing.assert_allclose(v, v_expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("spec", SPECS[3:], ids=str)
+@pytest.mark.parametrize("spec", SPECS[3:6], ids=str)
 def test_thresholds_stay_above_zero_and_reset_whatever_is_learned(spec):
     learning = away_from_start(spec)[0]
     low = {"leak_logit": jnp.float32(-50), "threshold_raw": jnp.float32(-8)}  # next to no leak: v stays where it is
@@ -207,7 +218,7 @@ def test_thresholds_stay_above_zero_and_reset_whatever_is_learned(spec):
 
 
 @pytest.mark.parametrize("surrogate", ["atan", "triangle"])
-@pytest.mark.parametrize("spec", [SPECS[i] for i in (2, 3, 5)], ids=["below", "hard", "soft"])
+@pytest.mark.parametrize("spec", [SPECS[i] for i in (2, 3, 5, 6)], ids=["below", "hard", "soft", "several"])
 def test_gradients_of_learned_scalars_equal_a_backward_pass_by_hand(spec, surrogate):
     learning, learned, same = away_from_start(dataclasses.replace(spec, surrogate=surrogate))
     x, v0, weight, weight_v = inputs(4), inputs(5, (N,)) / 4, inputs(6), inputs(7, (N,))
@@ -228,9 +239,9 @@ def test_gradients_of_learned_scalars_equal_a_backward_pass_by_hand(spec, surrog
             g = g * (1 - spikes[t])
         else:
             by_threshold -= (g * spikes[t]).sum()  # what is subtracted is the threshold; whether, is detached
-        slope = weight[t] * derivative(same, before[t] - same.v_threshold)
-        by_threshold -= slope.sum()
-        g = g + slope
+        slope_n = weight[t] * of_each_spike(same, before[t])
+        by_threshold -= (np.arange(1, same.max_spikes + 1) @ slope_n).sum()
+        g = g + slope_n.sum(0)
         by_rate += (g * (x[t] - ((after[t - 1] if t else v0) - spec.v_reset))).sum()
         g = g * (1 - rate)
     floor = max(spec.v_reset, 0.0)
@@ -271,6 +282,33 @@ def test_spyx_fires_one_step_late():
     assert spikes[:, 0].tolist() == [0, 1, 1, 0]  # v = 3; 2.25 - 1; .9375 - 1
 
 
+def test_several_spikes_of_a_step_are_spikes_one_after_another():
+    spec = NeuronSpec(tau=2.0, v_threshold=0.375, reset="soft", max_spikes=4)
+    x = inputs(11, (T, 2, 6, 6, 3), np.float32) * 2
+    v, spikes = run(spec, jnp.zeros(x.shape[1:]), jnp.asarray(x))
+    one_by_one, w = [], np.zeros(x.shape[1:], np.float32)
+    for current in x:  # takes its input in once, then fires at most four times
+        w = w + (current - w) / np.float32(2.0)
+        for _ in range(4):
+            fired = (w >= np.float32(0.375)).astype(np.float32)
+            w = w - fired * np.float32(0.375)
+            one_by_one.append(fired)
+    each = jnp.asarray(one_by_one).reshape(T, 4, *x.shape[1:])
+    np.testing.assert_array_equal(each.sum(1), spikes)
+    np.testing.assert_allclose(v, w, atol=1e-5)
+    assert (spikes == 4).any()
+    # What reads a number reads the sum of what the single spikes give: convolutions, and both kinds of pooling.
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, 5))
+    for read in (
+        lambda s: convolution.conv(s, kernel),
+        lambda s: pooling.average_pool(s),
+        lambda s: pooling.max_pool(s),
+    ):
+        whole = read(spikes[0])
+        assert np.any(whole)
+        np.testing.assert_allclose(sum(read(one) for one in each[0]), whole, rtol=1e-5, atol=1e-5)
+
+
 @contract
 def test_contract(spec):
     x = jnp.asarray(inputs(9, (T, 2, 3, N), np.float32))
@@ -300,7 +338,7 @@ def test_contract(spec):
     assert v.shape == x.shape[1:]
     assert grad.shape == spikes.shape == x.shape
     assert grad.dtype == v.dtype == spikes.dtype == jnp.float32
-    assert set(np.unique(spikes)) == {0.0, 1.0}
+    assert set(np.unique(spikes)) == set(range(spec.max_spikes + 1))
     np.testing.assert_array_equal(spikes_mapped, spikes)
     np.testing.assert_array_equal(v_mapped, v)
     np.testing.assert_array_equal(shorter, spikes[:2])
@@ -320,7 +358,7 @@ def test_bfloat16_stays_bfloat16(spec):
     x = jnp.asarray(inputs(10, dtype=np.float32), jnp.bfloat16)
     v, spikes = run_jit(spec, jnp.zeros(N, jnp.bfloat16), x, at_start(spec))
     assert v.dtype == spikes.dtype == jnp.bfloat16
-    assert set(np.unique(np.asarray(spikes, np.float32))) == {0.0, 1.0}
+    assert set(np.unique(np.asarray(spikes, np.float32))) == set(range(spec.max_spikes + 1))
 
 
 @pytest.mark.parametrize(
@@ -340,6 +378,10 @@ def test_bfloat16_stays_bfloat16(spec):
         ({"surrogate_scale": float("inf")}, "surrogate_scale=inf"),
         ({"model": "spyx_lif"}, "the spyx_lif model has a soft reset only"),
         ({"model": "spyx_lif", "reset": "soft", "v_reset": 0.5}, "v_reset=0.5: the spyx_lif model"),
+        ({"max_spikes": 0, "reset": "soft"}, "max_spikes=0 must be from 1 to 16"),
+        ({"max_spikes": 17, "reset": "soft"}, "max_spikes=17 must be from 1 to 16"),
+        ({"max_spikes": 2}, "max_spikes=2, model='lif', reset='hard': .*reset='soft' only"),
+        ({"max_spikes": 2, "model": "spyx_lif", "reset": "soft"}, "max_spikes=2, model='spyx_lif'"),
         ({"learn_tau": "yes"}, "learn_tau='yes' must be True or False"),
         ({"learn_threshold": 1}, "learn_threshold=1 must be True or False"),
         (

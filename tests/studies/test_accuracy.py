@@ -23,6 +23,7 @@ from spikernel_jax.pipeline.presets import OWN, TIMED_PRESETS, get_timed_preset
 from spikernel_jax.snn import neurons
 from spikernel_jax.snn.conventional import relu_neurons
 from spikernel_jax.snn.cost import parameters_of
+from spikernel_jax.snn.neurons import NeuronSpec
 from spikernel_jax.studies import accuracy
 from spikernel_jax.studies.accuracy import Costs, epochs_that_fit
 from spikernel_jax.training.recipe import PRECISIONS, TrainConfig
@@ -372,10 +373,12 @@ def test_over_seeds_each_is_the_training_of_its_seed(tmp_path, monkeypatch, caps
 
 def test_a_neuron_of_ones_own(tmp_path, capsys):
     out = tmp_path / "neuron"
-    start(*SMALL, "--minutes", "inf", "--v-threshold", "0.5", "--surrogate", "triangle", "--out", str(out))
-    model = load_model(out / "checkpoint")
-    assert (model.spec.neuron.v_threshold, model.spec.neuron.surrogate) == (0.5, "triangle")
-    assert "neurons of threshold 0.5, tau 1.33333, surrogate triangle" in (out / "report.md").read_text()
+    own = ("--v-threshold", "0.5", "--surrogate", "triangle", "--max-spikes", "3")
+    start(*SMALL, "--minutes", "inf", *own, "--out", str(out))
+    neuron = NeuronSpec(v_threshold=0.5, surrogate="triangle", max_spikes=3, reset="soft")
+    assert load_model(out / "checkpoint").spec.neuron == neuron
+    words = "threshold 0.5, tau 1.33333, soft reset, surrogate triangle, **up to 3 spikes a time step**"
+    assert words in (out / "report.md").read_text()
     assert "surrogate='x'" in refused(capsys, *SMALL, "--surrogate", "x", "--out", str(tmp_path / "none"))
 
 
