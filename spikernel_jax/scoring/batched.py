@@ -135,14 +135,14 @@ def sites_of(program: Program, pairs: Array) -> dict[str, Site]:
     return sites | {name: sites[name]._replace(calls=calls_N) for name, calls_N in jax.vmap(traced)(pairs).items()}
 
 
-def _scored(program: Program, pairs: Array, records: dict[str, Array]) -> tuple[Array, Array]:
+def tile_scores(program: Program, pairs: Array, records: dict[str, Array]) -> tuple[Array, Array]:
     """Scores and LIF calls [N] of records [T, N, B, B]."""
-
-    def one(pair: Array, records: dict[str, Array]) -> tuple[Array, Array]:
-        terms = collect(records, program.spec.sites(pair))
-        return get_score(program.score)(terms), terms.calls
-
-    return jax.vmap(one, in_axes=(0, 1))(pairs, records)
+    score = get_score(program.score)
+    terms = jax.vmap(lambda pair, own: collect(own, program.spec.sites(pair)), in_axes=(0, 1))(pairs, records)
+    # LAPACK of jaxlib shares a batch of matrices between the threads of a pool, and waits for them in one of these
+    # threads: as many devices as threads wait for ever (jaxlib 0.10.2). One matrix at a time is not shared.
+    one_by_one = functools.partial(lax.map, score)
+    return lax.platform_dependent(terms, cpu=one_by_one, default=jax.vmap(score)), terms.calls
 
 
 def _in_tiles(
@@ -164,7 +164,7 @@ def _in_tiles(
         scores, calls, carry = all_carry
         pairs = lax.dynamic_slice_in_dim(rows, t * n, n)
         records, carry = body(t * n, pairs, carry)
-        found = _scored(program, pairs, records)
+        found = tile_scores(program, pairs, records)
         scores, calls = (
             lax.dynamic_update_slice(all_of, own.astype(dtype), (t * n,))
             for all_of, own in zip((scores, calls), found, strict=True)

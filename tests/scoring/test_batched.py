@@ -3,6 +3,7 @@
 import collections
 import functools
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -18,6 +19,8 @@ from spikernel_jax.operations.convolution import conv
 from spikernel_jax.operations.operation import Layer
 from spikernel_jax.scoring import room
 from spikernel_jax.scoring import scorer as scorers
+from spikernel_jax.scoring.batched import tile_scores
+from spikernel_jax.scoring.engine import Program
 from spikernel_jax.snn.cost import pairs
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -102,6 +105,18 @@ def test_pairs_of_cells_heads_and_norms(change):
     rows = np.stack([cells, cells[::-1]], 1)
     each = score_population(rows, bank, IMAGES[:1], spec, method="each", steps=2)
     assert_alike(score_population(rows, bank, IMAGES[:1], spec, method="batched", chunk=16, tile=8), each)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_a_cpu_factorises_one_matrix_at_a_time(platform):
+    """jaxlib's CPU kernels share a batch between the threads that wait for it: with two devices for ever."""
+    program = Program(SPEC, "sahd_code", 2, bfloat16=False, tile=8)
+    rows = jax.ShapeDtypeStruct((8, 2, 6), np.int8)
+    records = {site: jax.ShapeDtypeStruct((2, 8, 4, 4), np.float32) for site in SPEC.sites()}
+    traced = jax.jit(tile_scores, static_argnums=0).trace(program, rows, records)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    found = re.findall(r"@\w*getrf\w*\(.*?: \(tensor<(\S*?)xf32>", text)
+    assert found == [{"cpu": "4x4", "cuda": "8x4x4"}[platform]]
 
 
 def test_feedback_cells_go_through_time_as_a_batch():
