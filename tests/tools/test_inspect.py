@@ -54,7 +54,7 @@ def test_a_checkpoint_is_measured_on_validation_images(checkpoint, tmp_path, cap
 
 
 def test_several_spikes_a_time_step_have_no_exported_c(checkpoint, tmp_path, capsys):
-    folder, model = checkpoint
+    _, model = checkpoint
     spec = dataclasses.replace(model.spec, neuron=NeuronSpec(reset="soft", max_spikes=4))
     save_model(tmp_path / "several", dataclasses.replace(model, spec=spec))
     scripts.start(SCRIPT, str(tmp_path / "several"), "--images", "0")
