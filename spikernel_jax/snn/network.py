@@ -177,7 +177,7 @@ class Pass:
     """One pass over a stretch of time steps: reads parameters and state, gathers their successors.
 
     The dictionaries it fills live only while jax traces; the functions around it are pure. Spikes are handed on
-    in `spike_dtype` (None: that of the currents). They are 0 or 1, so bfloat16 loses nothing of them.
+    in `spike_dtype` (None: that of the currents). They are small whole numbers, of which bfloat16 loses nothing.
     """
 
     def __init__(

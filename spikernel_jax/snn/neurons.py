@@ -29,7 +29,7 @@ import spyx
 from flax import nnx
 from jax import lax
 
-from spikernel_jax.io.checks import require_known
+from spikernel_jax.io.checks import require_known, whole
 
 Array = jax.Array
 Learned = Mapping[str, Array]  # a layer's learned scalars, by the names of `NeuronSpec.learned`
@@ -105,8 +105,7 @@ class NeuronSpec:
                 f"reset={self.reset!r}, v_reset={self.v_reset}: the spyx_lif model has a soft reset only; "
                 "give reset='soft' and v_reset=0"
             )
-        if not 1 <= self.max_spikes <= _MOST_SPIKES:
-            raise ValueError(f"max_spikes={self.max_spikes} must be from 1 to {_MOST_SPIKES}")
+        whole("max_spikes", self.max_spikes, 1, _MOST_SPIKES)
         if self.max_spikes > 1 and (self.model != "lif" or self.reset != "soft"):
             raise ValueError(
                 f"max_spikes={self.max_spikes}, model={self.model!r}, reset={self.reset!r}: what is left above a "

@@ -162,7 +162,6 @@ def test_banks_are_the_networks_own_weights(bank):
 
 
 LEARNING = dataclasses.replace(SPEC, neuron=NeuronSpec(learn_tau=True, learn_threshold=True))
-SEVERAL = dataclasses.replace(SPEC, neuron=NeuronSpec(reset="soft", max_spikes=4))
 
 
 @pytest.mark.parametrize("method", scorers.METHODS)
@@ -180,8 +179,9 @@ def test_neurons_that_have_learned_nothing_yet_score_as_fixed_ones(method, rows,
 
 
 def test_neurons_that_fire_more_than_once_score_by_their_first_spike(rows, bank):
-    first = dataclasses.replace(SPEC, neuron=NeuronSpec(reset="soft"))
-    want, got = (score_population(rows, bank, IMAGES, spec) for spec in (first, SEVERAL))
+    neurons = NeuronSpec(reset="soft"), NeuronSpec(reset="soft", max_spikes=4)
+    specs = (dataclasses.replace(SPEC, neuron=neuron) for neuron in neurons)
+    want, got = (score_population(rows, bank, IMAGES, spec) for spec in specs)
     np.testing.assert_array_equal(got.replicates, want.replicates)
 
 

@@ -299,11 +299,7 @@ def test_several_spikes_of_a_step_are_spikes_one_after_another():
     assert (spikes == 4).any()
     # What reads a number reads the sum of what the single spikes give: convolutions, and both kinds of pooling.
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, 5))
-    for read in (
-        lambda s: convolution.conv(s, kernel),
-        lambda s: pooling.average_pool(s),
-        lambda s: pooling.max_pool(s),
-    ):
+    for read in (lambda s: convolution.conv(s, kernel), pooling.average_pool, pooling.max_pool):
         whole = read(spikes[0])
         assert np.any(whole)
         np.testing.assert_allclose(sum(read(one) for one in each[0]), whole, rtol=1e-5, atol=1e-5)
@@ -378,8 +374,9 @@ def test_bfloat16_stays_bfloat16(spec):
         ({"surrogate_scale": float("inf")}, "surrogate_scale=inf"),
         ({"model": "spyx_lif"}, "the spyx_lif model has a soft reset only"),
         ({"model": "spyx_lif", "reset": "soft", "v_reset": 0.5}, "v_reset=0.5: the spyx_lif model"),
-        ({"max_spikes": 0, "reset": "soft"}, "max_spikes=0 must be from 1 to 16"),
-        ({"max_spikes": 17, "reset": "soft"}, "max_spikes=17 must be from 1 to 16"),
+        ({"max_spikes": 0, "reset": "soft"}, "max_spikes=0 must be a whole number of at least 1, and at most 16"),
+        ({"max_spikes": 17, "reset": "soft"}, "max_spikes=17 must be a whole number of at least 1, and at most 16"),
+        ({"max_spikes": 2.5, "reset": "soft"}, "max_spikes=2.5 must be a whole number"),
         ({"max_spikes": 2}, "max_spikes=2, model='lif', reset='hard': .*reset='soft' only"),
         ({"max_spikes": 2, "model": "spyx_lif", "reset": "soft"}, "max_spikes=2, model='spyx_lif'"),
         ({"learn_tau": "yes"}, "learn_tau='yes' must be True or False"),
