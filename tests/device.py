@@ -99,9 +99,13 @@ def run(program, image):
             if isinstance(own, ops.Fire):
                 x, v = now[own.source], now[own.state]
                 v = v + np.floor((x - (v - own.reset)) * own.leak / 2**own.leak_shift + 0.5).astype(np.int64)
-                fired = v >= own.threshold
-                write(own.state, np.where(fired, v - own.threshold if own.soft else own.reset, v))
-                write(own.target, fired.astype(np.int64))
+                fired = np.zeros_like(v)
+                for _ in range(program.buffers[own.target].most):
+                    above = v >= own.threshold
+                    v = np.where(above, v - own.threshold if own.soft else own.reset, v)
+                    fired += above
+                write(own.state, v)
+                write(own.target, fired)
                 counts[own.target].append(int(fired.sum()))
                 places[own.target] = places.get(own.target, 0) + fired.sum(-1)
             else:

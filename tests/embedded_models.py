@@ -25,6 +25,10 @@ CASES = {  # space, cell, what else
     "feedback": (CellSpace((1, 3), feedback=True), None, {"time_steps": 4}),
     "spikes": (CellSpace((3,)), "0>1:skip 0>2:avgpool 1>2:conv3 2>3:skip 0>3:avgpool",
                {"shortcut": "spike", "neuron": NeuronSpec(tau=2.0, v_threshold=0.4, reset="soft")}),
+    "several spikes": (CellSpace(operations=VARIED, direct="any"),
+                       "0>1:conv1x5 0>2:dwconv5 1>2:skip 0>3:maxpool3 1>3:conv3@0.5 2>3:avgpool5",
+                       {"shortcut": "spike", "channels": 17, "time_steps": 2,
+                        "neuron": NeuronSpec(tau=2.0, v_threshold=0.3, reset="soft", max_spikes=3)}),
     "over time": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3",
                   {"norm": "over_time", "neuron": NeuronSpec(v_threshold=0.6, v_reset=-0.2)}),
 }  # fmt: skip

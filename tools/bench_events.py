@@ -24,7 +24,7 @@ from spikernel_jax.pipeline import cli
 from spikernel_jax.training.checkpoint import load_model
 
 _EVENTS = re.compile(
-    r"( *)while \(word\) \{\n *add_row\(weights \+ (.*?) \+ 32 \* k \+ lowest\(word\)\).*?\n\1\}\n", re.S
+    r"( *)while \(word\) \{\n *add_row\(weights \+ (.*?) \+ 32 \* \(k / SPIKES\) \+ lowest\(word\)\).*?\n\1\}\n", re.S
 )
 _DENSE = """for (int i32 = 0; i32 < 32 && 32 * k + i32 < c; i32++) {
     add_times(weights + PLACE + 32 * k + i32) * ROW(out), out, (int32_t)(word >> i32 & 1u));
@@ -81,6 +81,8 @@ def bench(options: Options) -> None:
     if options.images < 1:
         raise ValueError(f"--images {options.images} must be at least 1")
     model = load_model(options.model)
+    if (most := model.spec.neuron.max_spikes) > 1:
+        raise ValueError(f"{options.model}: max_spikes={most}, and the loop beside it multiplies by 0 or 1: want 1")
     program = lower(model, options.bits)
     name = str(model.metrics.get("data", "mnist5k"))
     images = load_dataset(name, options.data_dir).validation.images[: options.images]

@@ -135,9 +135,7 @@ def _show(spec: NetworkSpec, genotype: np.ndarray, bits: int, parts: list[Part],
         ("assumed", f"{PJ_PER_MAC} pJ a MAC, {PJ_PER_SYNOP} pJ a synaptic operation (45 nm, 32 bits); borders exact"),
         ("not counted", NOT_COUNTED),
     ]  # fmt: skip
-    if spec.neuron.max_spikes > 1:
-        lines.append(("as exported C", f"none: up to {spec.neuron.max_spikes} spikes a time step, and it has bits"))
-    elif WEIGHT_BITS[0] <= bits <= WEIGHT_BITS[1]:
+    if WEIGHT_BITS[0] <= bits <= WEIGHT_BITS[1]:
         lines += _on_devices(spec, genotype, bits)
     print("\n" + "\n".join(f"- {name}: {text}" for name, text in lines))
 

@@ -108,14 +108,14 @@ def half(shift: Any) -> Any:
 def _after(own: Instruction, now: dict[str, Interval], buffers: dict[str, Buffer]) -> dict[str, Interval]:
     """Intervals of the buffers that an instruction writes."""
     if isinstance(own, ops.Fire):
-        return _fire(own, now)
+        return _fire(own, now, buffers[own.target].most)
     made = _made(own, now, buffers)
     if own.add:
         made = _fits(_plus(made, now[own.target]), own.target)
     return {own.target: made}
 
 
-def _fire(own: ops.Fire, now: dict[str, Interval]) -> dict[str, Interval]:
+def _fire(own: ops.Fire, now: dict[str, Interval], most: int) -> dict[str, Interval]:
     x, v = now[own.source], now[own.state]
     drive = _plus(x, _times(_plus(v, -own.reset), -1))
     product = _plus(_times(drive, own.leak), half(own.leak_shift))
@@ -125,18 +125,24 @@ def _fire(own: ops.Fire, now: dict[str, Interval]) -> dict[str, Interval]:
     mixed = _plus(_times(v, unit - own.leak), _times(_plus(x, own.reset), own.leak))
     mixed = _plus(mixed, half(own.leak_shift))
     charged = Interval(mixed.low >> own.leak_shift, mixed.high >> own.leak_shift)
-    fires, rests = charged.high >= own.threshold, charged.low < own.threshold
-    low, high = np.where(rests, charged.low, own.reset), np.minimum(charged.high, own.threshold - 1)
-    if own.soft:
-        left = np.maximum(charged.low, own.threshold) - own.threshold, charged.high - own.threshold
-    else:
-        left = np.full_like(low, own.reset), np.full_like(high, own.reset)
-    after = Interval(
-        np.where(fires, np.where(rests, np.minimum(low, left[0]), left[0]), low),
-        np.where(fires, np.where(rests, np.maximum(high, left[1]), left[1]), high),
-    )
     _fits(charged, own.target)
-    return {own.target: Interval((~rests).astype(np.int64), fires.astype(np.int64)), own.state: after}
+    spikes = Interval(*((end // own.threshold).clip(0, most) for end in charged))
+    if own.soft:
+        # What is left grows with what was charged but for where there is a spike more: up to one below the threshold,
+        # down to 0.
+        low, high = (end - number * own.threshold for end, number in zip(charged, spikes, strict=True))
+        more = spikes.high > spikes.low
+        after = Interval(
+            np.where(more, np.minimum(low, 0), low), np.where(more, np.maximum(high, own.threshold - 1), high)
+        )
+    else:
+        fires, rests = charged.high >= own.threshold, charged.low < own.threshold
+        low, high = np.where(rests, charged.low, own.reset), np.minimum(charged.high, own.threshold - 1)
+        after = Interval(
+            np.where(fires, np.minimum(low, own.reset), low),
+            np.where(fires, np.where(rests, np.maximum(high, own.reset), own.reset), high),
+        )
+    return {own.target: spikes, own.state: after}
 
 
 @functools.singledispatch

@@ -48,6 +48,7 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     current = buffers["stem"]
     once, step, end = ([writer.call(own) for own in part] for part in (program.once, program.step, program.end))
     height, width, image_channels = buffers["image"].shape
+    at_most = max(buffers[own].most for own in program.sites)
     sites, widest = len(program.sites), 4 * -(-max(buffer.shape[2] for buffer in buffers.values()) // 4)
     memory = [f"static {kind} arena_{kind}[{count}];" for kind, count in layout.arenas.items()]
     memory += [
@@ -59,7 +60,7 @@ def generate(program: Program, about: str = "A spiking neural network.") -> Sour
     clear = [f"memset({_name(name)}, 0, sizeof {_name(name)});" for name, own in buffers.items() if own.kept]
     values = {
         "about": about.replace("*/", "* /"),  # it stands in comments
-        "bits": program.bits, "stored": writer.stored, "a_byte": _A_BYTE[writer.stored],
+        "at_most": at_most, "bits": program.bits, "stored": writer.stored, "a_byte": _A_BYTE[writer.stored],
         "current": kind_of(current), "current_bits": current.bits, "clips": int(current.clips),
         "least": current.range[0], "most": current.range[1],
         "steps": program.time_steps, "sites": sites, "widest": widest,
@@ -171,7 +172,7 @@ class _Writer:
         """One instruction as a call."""
         buffers = self.program.buffers
         source, target = buffers[own.source], buffers[own.target]
-        spiking = source.bits == 1
+        spiking = source.spiking
         h, w, c = source.shape
         names = f"{'image' if own.source == 'image' else _name(own.source)}, {_name(own.target)}"
         add = int(own.add)

@@ -133,13 +133,13 @@ def _go(
     def written(name: str, values: Array) -> None:
         buffer = program.buffers[name]
         now[name] = values.clip(*buffer.range) if buffer.clips else values
-        if observe is not None and 1 < buffer.bits <= _WIDEST:
+        if observe is not None and not buffer.spiking and buffer.bits <= _WIDEST:
             found = observe(now[name])
             records[name] = jax.tree.map(jnp.add, records[name], found) if name in records else found
 
     for own in instructions:
         if isinstance(own, ops.Fire):
-            spikes, state = _fire(own, now[own.source], now[own.state])
+            spikes, state = _fire(own, now[own.source], now[own.state], program.buffers[own.target].most)
             written(own.target, spikes)
             written(own.state, state)
             continue
@@ -148,11 +148,11 @@ def _go(
     return now, records
 
 
-def _fire(own: ops.Fire, x: Array, v: Array) -> tuple[Array, Array]:
+def _fire(own: ops.Fire, x: Array, v: Array, most: int) -> tuple[Array, Array]:
     rounding = int(half(own.leak_shift))
     v = v + (((x - (v - own.reset)) * own.leak + rounding) >> own.leak_shift)
-    fired = v >= own.threshold
-    return fired.astype(jnp.int32), jnp.where(fired, v - own.threshold if own.soft else own.reset, v)
+    spikes = functools.reduce(operator.add, [(v >= n * own.threshold).astype(jnp.int32) for n in range(1, most + 1)])
+    return spikes, v - spikes * own.threshold if own.soft else jnp.where(spikes > 0, own.reset, v)
 
 
 def _scaled(x: Array, scale: Scale) -> Array:
@@ -173,8 +173,7 @@ def _(own: ops.Convolve, now: Values, buffers: dict[str, Buffer]) -> Array:
 
 def _largest(weights: np.ndarray, buffer: Buffer) -> int:
     """What no partial sum passes."""
-    value = 1 if buffer.bits == 1 else 2 ** (buffer.bits - 1)
-    return int(np.abs(weights).sum(tuple(range(weights.ndim - 1))).max()) * value
+    return int(np.abs(weights).sum(tuple(range(weights.ndim - 1))).max()) * buffer.largest
 
 
 def _convolved(x: Array, own: ops.Convolve, largest: int) -> Array:

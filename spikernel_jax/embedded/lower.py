@@ -156,8 +156,8 @@ class _Builder:
         self.domains[name] = domain
         return name
 
-    def spikes(self, name: str, shape: tuple[int, int, int]) -> str:
-        self.buffers[name] = Buffer(shape, 1)
+    def spikes(self, name: str, shape: tuple[int, int, int], most: int) -> str:
+        self.buffers[name] = Buffer(shape, 1, most=most)
         return name
 
     def shape(self, index: int) -> tuple[int, int, int]:
@@ -175,10 +175,6 @@ class _Builder:
         except OverflowError:
             raise TooWideError(target, ACCUMULATOR) from None
 
-    def largest(self, name: str) -> int:
-        buffer = self.buffers[name]
-        return 1 if buffer.bits == 1 else 2 ** (buffer.bits - 1)
-
     def convolve(
         self, source: str, target: str, layer: str, *, norm: bool = True, add: bool = False, **fields: Any
     ) -> ops.Convolve:
@@ -188,7 +184,7 @@ class _Builder:
             weights = weights * scale
         whole, unit = self.rounded(weights)
         into, out = self.buffers[target].fraction, self.buffers[source].fraction
-        largest = int(np.abs(whole).sum((0, 1, 2)).max()) * self.largest(source)
+        largest = int(np.abs(whole).sum((0, 1, 2)).max()) * self.buffers[source].largest
         scale = self.scaled(unit * 2.0 ** (into - out), largest, target)
         bias = np.rint(np.broadcast_to(bias * 2.0**into, unit.shape)).astype(np.int64)
         return ops.Convolve(source, target, whole, scale, bias, add=add, **fields)
@@ -196,14 +192,14 @@ class _Builder:
     def affine(self, source: str, target: str, layer: str) -> ops.Affine:
         scale, bias = self.model.folded_norm(layer)
         into, out = self.buffers[target].fraction, self.buffers[source].fraction
-        factor = self.scaled(scale * 2.0 ** (into - out), self.largest(source), target)
+        factor = self.scaled(scale * 2.0 ** (into - out), self.buffers[source].largest, target)
         return ops.Affine(source, target, factor, np.rint(bias * 2.0**into).astype(np.int64))
 
     def fire(self, site: str, source: str, neuron: neurons.NeuronSpec, domain: str) -> ops.Fire:
         shape, unit = self.buffers[source].shape, 2.0 ** self.fraction(domain)
         leak, threshold = neurons.constants(neuron, self.params.get(site, {}))
         state = self.currents(f"{site}.membrane", shape, domain, kept=True)
-        target = self.spikes(site, shape)
+        target = self.spikes(site, shape, neuron.max_spikes)
         # Held where a value can be: a threshold that rounds to 0 would let every neuron fire.
         return ops.Fire(source, target, state, round(leak * 2**_LEAK_SHIFT), _LEAK_SHIFT,
                         max(1, round(threshold * unit)), round(neuron.v_reset * unit),
@@ -260,14 +256,14 @@ class _Builder:
         operation = self.spec.space.operation(code)
         reader = self.spec.reader_of(code)
         source = value if reader is None else reader.site(cell, edge[0])
-        spiking = self.buffers[source].bits == 1
+        spiking = self.buffers[source].spiking
         left = self.buffers[target].fraction if spiking else 0
         made: Instruction
         if operation.primitive == "identity":
             made = ops.Shift(source, target, left=left, add=add)
         elif operation.primitive == "average_pool":
             window = operation.window
-            scale = self.scaled(np.array([2.0**left / window**2]), self.largest(source) * window**2, target)
+            scale = self.scaled(np.array([2.0**left / window**2]), self.buffers[source].largest * window**2, target)
             made = ops.AveragePool(source, target, window, scale, add=add)
         elif operation.primitive == "max_pool" and spiking:
             made = ops.MaxPool(source, target, operation.window, left, add=add)
@@ -316,7 +312,7 @@ class _Builder:
             self.step.append(ops.Count("last", "head.pooled", side))
             self.currents("head.current", (1, 1, spec.head_hidden), "head")
             whole, unit = self.rounded(self.params["head.hidden"]["kernel"])
-            largest = int(np.abs(whole).sum(0).max()) * places
+            largest = int(np.abs(whole).sum(0).max()) * places * self.buffers["last"].largest
             into = self.buffers["head.current"].fraction
             scale = self.scaled(unit * 2.0**into / places, largest, "head.current")
             none = np.zeros(spec.head_hidden, np.int64)

@@ -41,7 +41,7 @@ def kind_of(buffer: Buffer) -> str:
 def length_of(buffer: Buffer) -> int:
     """How many values of that type it has."""
     height, width, channels = buffer.shape
-    return height * width * (-(-channels // 32) if buffer.bits == 1 else channels)
+    return height * width * (-(-channels // 32) * buffer.most if buffer.spiking else channels)
 
 
 def lay_out(program: Program) -> Layout:

@@ -1,7 +1,8 @@
 """A network as a program of integers: instructions on named buffers, once an image, at every time step, and at the end.
 
 Every number is a whole one. A buffer of currents or membranes holds values in units of 2^-f, f being its fraction; one
-of spikes holds 0 and 1. Where a scale comes in, it is a multiplier and a shift to the right, rounded half up::
+of spikes holds how many of them each neuron fires. Where a scale comes in, it is a multiplier and a shift to the right,
+rounded half up::
 
     scaled(x) = (x · multiplier + 2^(shift - 1)) >> shift
 
@@ -25,6 +26,8 @@ class Buffer(NamedTuple):
     Attributes:
       shape: (height, width, channels).
       bits: that a value may have, with its sign; 1 of spikes, which have none.
+      most: of spikes, how many a neuron fires in a time step at most; it has as many bits, the n-th set where it fired
+        at least n times, so that each bit is one spike.
       fraction: bits behind the point.
       kept: whether it lives from one time step to the next; zero before the first one.
       clips: whether what is written is first brought to what its bits can say.
@@ -35,11 +38,22 @@ class Buffer(NamedTuple):
     fraction: int = 0
     kept: bool = False
     clips: bool = False
+    most: int = 1
+
+    @property
+    def spiking(self) -> bool:
+        """Whether it holds spikes."""
+        return self.bits == 1
 
     @property
     def range(self) -> tuple[int, int]:
         """Least and greatest value."""
-        return (0, 1) if self.bits == 1 else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+        return (0, self.most) if self.spiking else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+
+    @property
+    def largest(self) -> int:
+        """Magnitude that no value passes."""
+        return max(map(abs, self.range))
 
 
 class Scale(NamedTuple):
@@ -95,7 +109,7 @@ class AveragePool(Instruction):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaxPool(Instruction):
-    """Whether there is a spike in the window around each place, shifted to the left."""
+    """Most spikes of a neuron in the window around each place, shifted to the left."""
 
     window: int
     left: int = 0
@@ -130,6 +144,8 @@ class Clear(Instruction):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fire(Instruction):
     """A LIF layer: v += scaled(x - (v - reset)); a spike where v >= threshold.
+
+    Where the target's neurons fire more than once, `soft`, what is left of v may be another spike.
 
     Attributes:
       state: buffer of the membranes v, which becomes `reset` where a neuron fires, or threshold less if `soft`.

@@ -5,7 +5,8 @@ room `embedded` writes it::
 
     constants   weights of 2, 4 or 8 bits, the least that holds them, each row of outputs ending with a whole byte;
                 7 bytes an output of every layer and norm (a multiplier, a shift, a bias); 2 a value of a pixel
-    written     membranes, feedbacks and currents of 1 or 2 bytes; spikes, a bit each, of whole words for each place;
+    written     membranes, feedbacks and currents of 1 or 2 bytes; spikes, a bit for each that a neuron may
+                fire in a time step, of whole words for each place;
                 sums and counts of the head of 4. Of what does not outlive a time step, as much as is alive at the
                 worst moment, for each type of C on its own.
 
@@ -97,7 +98,8 @@ class _Walk:
 
     def buffer(self, name: str, kind: int, places: int, channels: int) -> str:
         self.kinds[name] = kind
-        self.sizes[name] = places * (self.current * channels, _WORD * -(-channels // 32), _SUM * channels)[kind]
+        words = -(-channels // 32) * self.spec.neuron.max_spikes
+        self.sizes[name] = places * (self.current * channels, _WORD * words, _SUM * channels)[kind]
         return name
 
     def fire(self, site: str, source: str, places: int, channels: int) -> None:

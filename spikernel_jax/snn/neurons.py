@@ -139,12 +139,10 @@ def constants(spec: NeuronSpec, learned: Mapping[str, Any]) -> tuple[float, floa
     """Leak 1/tau and threshold of a layer of the lif model with these learned scalars, those that it has.
 
     Raises:
-      ValueError: of another model, or one that fires more than once a time step.
+      ValueError: of another model.
     """
     if spec.model != "lif":
         raise ValueError(f"model={spec.model!r}: want 'lif'")
-    if spec.max_spikes != 1:
-        raise ValueError(f"max_spikes={spec.max_spikes}: want 1, a spike or none in a time step")
     leak, threshold = 1 / spec.tau, spec.v_threshold
     if "leak_logit" in learned:
         leak = 1 / (1 + math.exp(-float(learned["leak_logit"])))

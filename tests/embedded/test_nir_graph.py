@@ -14,6 +14,7 @@ REFUSED = {
     "varied": r"no operation 'maxpool3' \(max_pool\): cell1.e13.maxpool3 cannot be written",
     "feedback": "no feedback from one time step to the next",
     "spikes": "no neuron 'lif' of soft reset: cell1.node",
+    "several spikes": "no neuron 'lif' of soft reset: cell1.node",
 }
 
 

@@ -1,7 +1,8 @@
 /* What instructions call. A marker names each function and those that it calls.
 
-   Currents and membranes are current_t, sums int32_t. Spikes are bits of uint32_t words, (channels + 31) / 32 to a
-   place, channel 0 the lowest bit of the first. Arrays are row by row, channels last. */
+   Currents and membranes are current_t, sums int32_t. Spikes are bits of uint32_t words, channel 0 the lowest bit of a
+   place's first. Where a neuron may fire SPIKES times in a time step, as many words follow one another for the same 32
+   channels, a bit of the n-th set where there are at least n spikes. Arrays are row by row, channels last. */
 
 //// scaled
 /* x * multiplier / 2^shift, rounded half up; bounds are proven before this is written. */
@@ -127,7 +128,7 @@ static void convolve_spikes(const uint32_t *spikes, current_t *target, int h, in
                             int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                             const int32_t *bias, int add)
 {
-    int words = (c + 31) / 32;
+    int words = (c + 31) / 32 * SPIKES;
     for (int y = 0; y < h; y++) {
         for (int x = 0; x < w; x++, target += out) {
             memset(sums, 0, (size_t)out * sizeof *sums);
@@ -144,7 +145,7 @@ static void convolve_spikes(const uint32_t *spikes, current_t *target, int h, in
                     for (int k = 0; k < words; k++) {
                         uint32_t word = spikes[(row * w + column) * words + k];
                         while (word) {
-                            add_row(weights + ((i * kw + j) * c + 32 * k + lowest(word)) * ROW(out), out);
+                            add_row(weights + ((i * kw + j) * c + 32 * (k / SPIKES) + lowest(word)) * ROW(out), out);
                             word &= word - 1u;
                         }
                     }
@@ -186,7 +187,7 @@ static void depthwise_spikes(const uint32_t *spikes, current_t *target, int h, i
                              int apart, const weights_t *weights, const int16_t *m, const uint8_t *s,
                              const int32_t *bias, int add)
 {
-    int words = (c + 31) / 32;
+    int words = (c + 31) / 32 * SPIKES;
     for (int y = 0; y < h; y++) {
         for (int x = 0; x < w; x++, target += out) {
             memset(sums, 0, (size_t)out * sizeof *sums);
@@ -200,7 +201,7 @@ static void depthwise_spikes(const uint32_t *spikes, current_t *target, int h, i
                     for (int k = 0; k < words; k++) {
                         uint32_t word = spikes[(row * w + column) * words + k];
                         while (word) {
-                            int channel = 32 * k + lowest(word);
+                            int channel = 32 * (k / SPIKES) + lowest(word);
                             sums[channel] += weight(weights + (i * kw + j) * ROW(c), channel);
                             word &= word - 1u;
                         }
@@ -260,7 +261,7 @@ static void shift_currents(const current_t *source, current_t *target, int place
 //// shift_spikes: stored lowest
 static void shift_spikes(const uint32_t *spikes, current_t *target, int places, int c, int times, int add)
 {
-    int words = (c + 31) / 32;
+    int words = (c + 31) / 32 * SPIKES;
     if (!add) {
         memset(target, 0, (size_t)(places * c) * sizeof *target);
     }
@@ -268,7 +269,7 @@ static void shift_spikes(const uint32_t *spikes, current_t *target, int places, 
         for (int k = 0; k < words; k++) {
             uint32_t word = spikes[i * words + k];
             while (word) {
-                current_t *own = target + i * c + 32 * k + lowest(word);
+                current_t *own = target + i * c + 32 * (k / SPIKES) + lowest(word);
                 *own = stored(*own + times);
                 word &= word - 1u;
             }
@@ -305,7 +306,7 @@ static void average_currents(const current_t *source, current_t *target, int h, 
 static void average_spikes(const uint32_t *spikes, current_t *target, int h, int w, int c, int window, int m, int s,
                            int add)
 {
-    int words = (c + 31) / 32;
+    int words = (c + 31) / 32 * SPIKES;
     for (int y = 0; y < h; y++) {
         for (int x = 0; x < w; x++, target += c) {
             memset(sums, 0, (size_t)c * sizeof *sums);
@@ -317,7 +318,7 @@ static void average_spikes(const uint32_t *spikes, current_t *target, int h, int
                     for (int k = 0; k < words; k++) {
                         uint32_t word = spikes[(row * w + column) * words + k];
                         while (word) {
-                            sums[32 * k + lowest(word)]++;
+                            sums[32 * (k / SPIKES) + lowest(word)]++;
                             word &= word - 1u;
                         }
                     }
@@ -334,7 +335,7 @@ static void average_spikes(const uint32_t *spikes, current_t *target, int h, int
 //// maximum: stored lowest
 static void maximum(const uint32_t *spikes, current_t *target, int h, int w, int c, int window, int times, int add)
 {
-    int words = (c + 31) / 32;
+    int words = (c + 31) / 32 * SPIKES;
     for (int y = 0; y < h; y++) {
         for (int x = 0; x < w; x++, target += c) {
             if (!add) {
@@ -350,7 +351,7 @@ static void maximum(const uint32_t *spikes, current_t *target, int h, int w, int
                     }
                 }
                 while (word) {
-                    current_t *own = target + 32 * k + lowest(word);
+                    current_t *own = target + 32 * (k / SPIKES) + lowest(word);
                     *own = stored(*own + times);
                     word &= word - 1u;
                 }
@@ -375,7 +376,7 @@ static void halve(const current_t *source, current_t *target, int h, int w, int 
 //// count: lowest
 static void count(const uint32_t *spikes, int32_t *target, int h, int w, int c, int high, int wide, int add)
 {
-    int words = (c + 31) / 32, rows = h / high, columns = w / wide;
+    int words = (c + 31) / 32 * SPIKES, rows = h / high, columns = w / wide;
     if (!add) {
         memset(target, 0, (size_t)(rows * columns * c) * sizeof *target);
     }
@@ -384,7 +385,7 @@ static void count(const uint32_t *spikes, int32_t *target, int h, int w, int c, 
             for (int k = 0; k < words; k++) {
                 uint32_t word = spikes[(y * w + x) * words + k];
                 while (word) {
-                    target[(y / high * columns + x / wide) * c + 32 * k + lowest(word)]++;
+                    target[(y / high * columns + x / wide) * c + 32 * (k / SPIKES) + lowest(word)]++;
                     word &= word - 1u;
                 }
             }
@@ -423,18 +424,18 @@ static void linear_sums(const int32_t *source, int32_t *target, int in, int out,
 }
 
 //// fire: scaled stored
-/* A LIF layer; how many neurons fired. */
+/* A LIF layer; how many spikes there were. */
 static int32_t fire(const current_t *source, uint32_t *spikes, current_t *membrane, int places, int c, int leak,
                     int shift, int threshold, int reset, int soft)
 {
-    int words = (c + 31) / 32;
+    int words = (c + 31) / 32 * SPIKES;
     int32_t fired = 0;
     for (int i = 0; i < places; i++, spikes += words) {
         memset(spikes, 0, (size_t)words * sizeof *spikes);
         for (int k = 0; k < c; k++, source++, membrane++) {
             int32_t v = *membrane + scaled(*source - (*membrane - reset), leak, shift);
-            if (v >= threshold) {
-                spikes[k / 32] |= (uint32_t)1 << (k % 32);
+            for (int n = 0; n < SPIKES && v >= threshold; n++) {
+                spikes[k / 32 * SPIKES + n] |= (uint32_t)1 << (k % 32);
                 fired++;
                 v = soft ? v - threshold : reset;
             }

@@ -7,6 +7,7 @@
 #endif
 
 #define STORED_BITS @stored@ /* of a weight */
+#define SPIKES @at_most@       /* of a neuron in a time step, at most */
 #define CLIPS @clips@        /* whether currents and membranes are brought to what they can say */
 #define CURRENT_BITS @current_bits@
 #define LEAST (@least@)
