@@ -29,6 +29,8 @@ CASES = {  # space, cell, what else
                        "0>1:conv1x5 0>2:dwconv5 1>2:skip 0>3:maxpool3 1>3:conv3@0.5 2>3:avgpool5",
                        {"shortcut": "spike", "channels": 17, "time_steps": 2,
                         "neuron": NeuronSpec(tau=2.0, v_threshold=0.3, reset="soft", max_spikes=3)}),
+    "several of the head": (CellSpace((3,)), "0>1:conv3 0>2:skip 1>2:avgpool 2>3:conv3 0>3:conv3",
+                            {"head": "snasnet", "neuron": NeuronSpec(reset="soft", max_spikes=2)}),
     "over time": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3",
                   {"norm": "over_time", "neuron": NeuronSpec(v_threshold=0.6, v_reset=-0.2)}),
 }  # fmt: skip

@@ -15,6 +15,7 @@ REFUSED = {
     "feedback": "no feedback from one time step to the next",
     "spikes": "no neuron 'lif' of soft reset: cell1.node",
     "several spikes": "no neuron 'lif' of soft reset: cell1.node",
+    "several of the head": "no neuron 'lif' of soft reset: cell1.node",
 }
 
 
