@@ -1,13 +1,12 @@
-"""Copies what a run measured into results/: report, figures, tables, configuration; no checkpoints, no paths.
+"""Copies what a run measured into results/: report, figures, tables, configuration, by request the model; no paths.
 
 Use: ``python tools/publish_run.py runs/mnist5k-cpu-seed0``
 
 The copy is a run's folder too, sealed as one: ``--page`` or ``experiments/report.py`` draws its page,
-``tools/compare_runs.py`` compares it.
+``tools/compare_runs.py`` compares it. ``--checkpoint`` puts the model of a training in a given time beside it.
 """
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -21,9 +20,11 @@ from spikernel_jax.io.files import atomic_folder
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import cli
 from spikernel_jax.report.page import PAGE, write_page
+from spikernel_jax.training.checkpoint import load_model, save_model
 
 NEEDED = ("config.json", "report.md")  # of a finished run
 MEASURED = ("tables", "training/metrics.jsonl")  # one of them too
+CHECKPOINT = "checkpoint"
 KEPT = (*NEEDED, *MEASURED, "plan.json", "summary.json", "figures")
 
 
@@ -37,6 +38,8 @@ class Options:
     """Where results are kept; the run gets a folder of its name."""
     page: bool = False
     """Draw its page there too, 2 to 5 MB."""
+    checkpoint: bool = False
+    """Export its checkpoint/ there too."""
 
 
 def publish(options: Options) -> None:
@@ -45,8 +48,8 @@ def publish(options: Options) -> None:
     Absolute paths in the texts are cut to their last component: they tell of a machine, not of the run.
 
     Raises:
-      ValueError: the run is not finished, or its copy would lie in it, on it or around it, or would replace
-        something that is no earlier copy.
+      ValueError: the run is not finished, or a file is not as it wrote it, or its copy would lie in it, on it or
+        around it, or would replace something that is no earlier copy.
     """
     run = RunFolder.open(options.run)
     missing = [name for name in NEEDED if not (run.path / name).exists()]
@@ -60,9 +63,10 @@ def publish(options: Options) -> None:
         raise ValueError(f"{run.path} and its copy {target} would overlap: choose another --results")
     if os.path.lexists(target):
         ours = target.is_dir() and not target.is_symlink()
-        tops = {Path(name).parts[0] for name in KEPT} | {PAGE}
+        tops = {Path(name).parts[0] for name in KEPT} | {PAGE, CHECKPOINT}
         if not ours or any(entry.name not in tops for entry in target.iterdir()):
             raise ValueError(f"{target} is there and is no published run: move it away")
+    model = load_model(run.path / CHECKPOINT) if options.checkpoint else None
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as fresh:
         fresh.mkdir()
@@ -70,6 +74,8 @@ def publish(options: Options) -> None:
             if (source / name).exists():
                 (fresh / name).parent.mkdir(exist_ok=True)
                 _publish_file(run, name, fresh / name)
+        if model is not None:
+            save_model(fresh / CHECKPOINT, model)  # made anew, it knows nothing of where the run's own was
     if options.page:
         write_page([options.results / source.name])  # drawn of the copy: the run's own may name paths
     cli.say(f"published {target}")
@@ -81,9 +87,9 @@ def _publish_file(run: RunFolder, name: str, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target)
     elif source.suffix == ".json":
-        value = json.loads(source.read_bytes())
-        value.pop("seal", None)
-        seal.write_json(target, _without_paths(value), name if name == "config.json" else f"{run.id}/{name}")
+        whole = name == "config.json"
+        value = _without_paths(run.record() if whole else run.read_json(name))
+        seal.write_json(target, value, name if whole else f"{run.id}/{name}")
     else:
         target.write_text(_text_without_paths(source.read_text("utf-8")), "utf-8")
 

@@ -27,6 +27,7 @@ from spikernel_jax.snn.spec import NetworkSpec, spec_from_json, spec_to_json
 _FORMAT = "spikernel_jax model, 1"
 _SUMS = "sha256.json"
 _METADATA = "_CHECKPOINT_METADATA"  # where orbax keeps custom metadata
+_COMMITTED = "commit_success.txt"  # where orbax says that all is there, and in which folder of the machine
 _PACKED = "state.msgpack"
 _KEPT = 2  # training checkpoints
 _OTHER_BYTES = 1 << 20  # what orbax writes of a state besides its arrays, generously
@@ -54,6 +55,8 @@ def _write(folder: Path, tree: Any, metadata: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         with _orbax() as ocp:
             ocp.save(folder, tree, custom_metadata=metadata)
+        for file in folder.glob(_COMMITTED):
+            file.write_text("Checkpoint commit was successful\n")  # it may leave the machine
         return
     # Orbax (0.12) saves what one process of several holds only together with all others.
     folder.mkdir(exist_ok=True)

@@ -4,12 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import chex
+import jax
 import polars as pl
 import pytest
 
 import publish_run as tool
+from spikernel_jax import CellSpace, Model, NetworkSpec, load_model, save_model
 from spikernel_jax.io import seal
 from spikernel_jax.io.run_folder import RunFolder
+from spikernel_jax.snn import network
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,7 +96,7 @@ def test_a_training_is_published_with_the_log_of_its_epochs(tmp_path):
         publish(run, tmp_path / "results")
     (run / "training" / "state").mkdir(parents=True)
     (run / "training" / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    (run / "plan.json").write_text('{"epochs": 1}')
+    RunFolder.open(run).write_json("plan.json", {"epochs": 1})
     for _ in range(2):  # the second replaces the first
         publish(run, tmp_path / "results")
         there = contents(tmp_path / "results" / "a")
@@ -115,6 +119,33 @@ def test_a_new_copy_replaces_the_old_one(tmp_path, monkeypatch):
     publish(run, tmp_path / "results")
     assert [entry.name for entry in (tmp_path / "results").iterdir()] == ["a"]
     assert [entry.name for entry in (tmp_path / "results" / "a" / "figures").iterdir()] == ["g.png"]
+
+
+def test_the_model_is_published_where_it_is_asked_for_and_knows_no_machine(tmp_path):
+    run = finished_run(tmp_path / "runs" / "a")
+    with pytest.raises(ValueError, match="checkpoint: no such model folder"):
+        tool.publish(tool.Options(run, tmp_path / "results", checkpoint=True))
+    assert not (tmp_path / "results").exists()
+    spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=1)
+    cell = tuple(spec.space.parse("0>3:conv3").tolist())
+    model = Model(spec, cell, *network.init(jax.random.key(0), spec, cell), (0.5,), (0.3,), {"data": "mnist5k"})
+    save_model(run / "checkpoint", model)
+    for _ in range(2):  # the second replaces the first
+        tool.publish(tool.Options(run, tmp_path / "results", checkpoint=True))
+    there = load_model(tmp_path / "results" / "a" / "checkpoint")
+    chex.assert_trees_all_equal((there.params, there.stats), (model.params, model.stats))
+    assert there.metrics == model.metrics
+    for folder in (run / "checkpoint", tmp_path / "results" / "a" / "checkpoint"):
+        assert not [name for name, own in contents(folder).items() if str(tmp_path).encode() in own]
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_what_is_not_as_the_run_wrote_it_is_not_sealed_anew(name, tmp_path):
+    run = finished_run(tmp_path / "runs" / "a")
+    (run / name).write_text((run / name).read_text().replace("0.5" if name == "summary.json" else "mnist5k", "0.9"))
+    with pytest.raises(ValueError, match=rf"{name} is not as this run wrote it"):
+        publish(run, tmp_path / "results")
+    assert not list((tmp_path / "results").glob("*"))
 
 
 @pytest.mark.parametrize(
