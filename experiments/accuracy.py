@@ -26,8 +26,9 @@ from spikernel_jax.pipeline.presets import Timed, get_timed_preset
 from spikernel_jax.report.intervals import points
 from spikernel_jax.snn.conventional import RELU, relu_neurons
 from spikernel_jax.snn.neurons import NeuronSpec
-from spikernel_jax.studies.accuracy import open_training, train_in_time
+from spikernel_jax.studies.accuracy import train_in_time
 from spikernel_jax.studies.over_seeds import train_over_seeds
+from spikernel_jax.studies.time_plan import open_training
 
 _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
 _OF_NEURON = ("v_threshold", "surrogate", "surrogate_scale", "max_spikes")

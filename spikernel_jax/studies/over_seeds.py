@@ -12,7 +12,8 @@ from spikernel_jax.io.checks import whole
 from spikernel_jax.pipeline.job import counts, open_folder
 from spikernel_jax.report import pages
 from spikernel_jax.report.intervals import columns, interval, points
-from spikernel_jax.studies.accuracy import TimedTraining, process_seconds, train_in_time
+from spikernel_jax.studies.accuracy import train_in_time
+from spikernel_jax.studies.time_plan import TimedTraining, process_seconds
 
 if TYPE_CHECKING:
     import polars as pl

@@ -24,8 +24,8 @@ from spikernel_jax.snn import neurons
 from spikernel_jax.snn.conventional import relu_neurons
 from spikernel_jax.snn.cost import parameters_of
 from spikernel_jax.snn.neurons import NeuronSpec
-from spikernel_jax.studies import accuracy
-from spikernel_jax.studies.accuracy import Costs, epochs_that_fit
+from spikernel_jax.studies import accuracy, time_plan
+from spikernel_jax.studies.time_plan import Costs, epochs_that_fit
 from spikernel_jax.training.recipe import PRECISIONS, TrainConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "accuracy.py"
@@ -40,7 +40,7 @@ def in_this_process():
     """The digits are read once, and the process, which is pytest's, counts as two seconds old."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "load_dataset", functools.cache(load_dataset))
-        patch.setattr(accuracy, "process_seconds", lambda: 2.0)
+        patch.setattr(time_plan, "process_seconds", lambda: 2.0)
         yield
 
 
@@ -77,10 +77,10 @@ def test_the_plan_fits_and_one_more_epoch_would_not(costs, left, steps):
     n = epochs_that_fit(costs, left, steps, 37, 11)
 
     def takes(epochs: int) -> float:
-        parts = [costs.start, 11 * costs.image, costs.save, accuracy.FINISH_SECONDS]
+        parts = [costs.start, 11 * costs.image, costs.save, time_plan.FINISH_SECONDS]
         return sum(parts) + epochs * (steps * costs.step + 37 * costs.image + costs.save)
 
-    counted = left * (1 - accuracy.MARGIN)
+    counted = left * (1 - time_plan.MARGIN)
     assert n == 0 or takes(n) <= counted * (1 + 1e-9)
     assert takes(n + 1) > counted * (1 - 1e-9)
 
@@ -110,11 +110,11 @@ def test_costs_are_told_apart(monkeypatch, tmp_path):
         passes(len(split.labels) * 0.125)
         return 0.5
 
-    monkeypatch.setattr(accuracy, "time", SimpleNamespace(perf_counter=clock))
-    monkeypatch.setattr(accuracy, "train", fake_train)
-    monkeypatch.setattr(accuracy, "evaluate", fake_evaluate)
-    task = accuracy.open_training("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
-    costs = accuracy.measure(task, task.preset.training, tmp_path / "there")
+    monkeypatch.setattr(time_plan, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(time_plan, "train", fake_train)
+    monkeypatch.setattr(time_plan, "evaluate", fake_evaluate)
+    task = time_plan.open_training("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
+    costs = time_plan.measure(task, task.preset.training, tmp_path / "there")
     assert costs == pytest.approx(Costs(start=57.0, step=0.25, image=0.125, save=3.0))
 
 
@@ -211,7 +211,7 @@ def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):
     text = (out / "report.md").read_text()
     assert "- validation (trained on), after" in text
     assert "trained on validation images too" in text
-    task = accuracy.open_training(
+    task = time_plan.open_training(
         "mnist5k", "smoke", dataclasses.replace(get_timed_preset("mnist5k", "smoke"), all_images=True)
     )
     alone = load_dataset("mnist5k", **LIMITS)
@@ -228,7 +228,8 @@ def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
         plans.append(RunFolder.open(out).read_json("plan.json") if folder == out / "training" else out.exists())
         return real(*arguments, folder=folder, **named)
 
-    monkeypatch.setattr(accuracy, "train", watched)
+    for module in (accuracy, time_plan):
+        monkeypatch.setattr(module, "train", watched)
     start(*SMALL, "--minutes", "40", "--out", str(out))
     timed, plan = plans
     assert timed is False  # even the folder is made once there is a plan
@@ -244,14 +245,14 @@ def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
 
 
 def test_time_decides_the_epochs(tmp_path, monkeypatch):
-    monkeypatch.setattr(accuracy, "measure", lambda task, config, folder: Costs(10.0, 1.0, 0.1, 1.0))
-    task = accuracy.open_training("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
+    monkeypatch.setattr(time_plan, "measure", lambda task, config, folder: Costs(10.0, 1.0, 0.1, 1.0))
+    task = time_plan.open_training("mnist5k", "smoke", get_timed_preset("mnist5k", "smoke"))
 
     def planned(minutes: float, epochs: int) -> int:
         training = dataclasses.replace(task.preset.training, epochs=epochs)
         preset = dataclasses.replace(task.preset, minutes=minutes, training=training)
         asked = dataclasses.replace(task, preset=preset)
-        return accuracy.make_plan(asked, tmp_path / "run")["epochs"]
+        return time_plan.make_plan(asked, tmp_path / "run")["epochs"]
 
     # Two seconds are gone. An epoch is 4 + 3.2 + 1 s, the rest 10 + 3.2 + 1 + 6 s: (0.95·298 - 20.2) / 8.2.
     assert planned(5, 1000) == 32
@@ -274,7 +275,7 @@ def test_the_faster_precision_is_trained_in(faster, tmp_path, monkeypatch):
         trained.append(config.precision)
         return real(spec, genotype, data, config, **named)
 
-    monkeypatch.setattr(accuracy, "measure", measured)
+    monkeypatch.setattr(time_plan, "measure", measured)
     monkeypatch.setattr(accuracy, "train", watched)
     presets = TIMED_PRESETS["mnist5k"]
     monkeypatch.setitem(presets, "smoke", dataclasses.replace(presets["smoke"], precisions=PRECISIONS))
@@ -312,7 +313,7 @@ def test_stopped_it_goes_on_by_the_same_plan_and_is_tested_once(finished, tmp_pa
     def interrupts(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accuracy, "measure", lambda task, config, folder: Costs(1.0, 0.01, 0.001, 0.1))
+    monkeypatch.setattr(time_plan, "measure", lambda task, config, folder: Costs(1.0, 0.01, 0.001, 0.1))
     for name, stopping in (("train", stops), ("evaluate", interrupts)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(accuracy, name, stopping)
@@ -320,7 +321,7 @@ def test_stopped_it_goes_on_by_the_same_plan_and_is_tested_once(finished, tmp_pa
                 start(*options)
         assert stop.value.code == 130
         assert not (out / "test.json").exists()
-        monkeypatch.setattr(accuracy, "measure", None)  # never again
+        monkeypatch.setattr(time_plan, "measure", None)  # never again
     monkeypatch.setattr(accuracy, "evaluate", lambda *a: tested.append(a) or real_evaluate(*a))
     start(*options)
     assert len(tested) == 1
@@ -345,7 +346,7 @@ def test_a_damaged_plan_is_one_line(finished, tmp_path, capsys):
 def test_over_seeds_each_is_the_training_of_its_seed(tmp_path, monkeypatch, capsys):
     """The first seed's plan is everyone's; a second start trains nothing; mean and deviation are NumPy's."""
     out, options = tmp_path / "seeds", [*SMALL, "--minutes", "40", "--seeds", "3"]
-    monkeypatch.setattr(accuracy, "measure", lambda task, config, folder: Costs(1.0, 0.01, 0.001, 0.1))
+    monkeypatch.setattr(time_plan, "measure", lambda task, config, folder: Costs(1.0, 0.01, 0.001, 0.1))
     told_apart = {0: 0.5, 1: 0.125, 2: 0.25}
     monkeypatch.setattr(accuracy, "evaluate", lambda model, split: told_apart[model.metrics["seed"]])
     start(*options, "--out", str(out))
