@@ -35,6 +35,8 @@ class Options(cli.Shared, cli.MachineOptions, cli.SizeOptions):
     """Images a step of training; default the preset's."""
     learning_rate: float | None = None
     """Of SGD; default the preset's."""
+    at_once: int | None = None
+    """Trainings, of other cells too, that are one batch; default one on a CPU, a cell's seeds on an accelerator."""
     recipe: str = "snasnet"
     """How they are trained; Muon would orthogonalise what a cell does not use, too."""
 
@@ -45,9 +47,8 @@ def trained_cells(options: Options) -> None:
     data, name, seed, preset = cli.study_preset(options, *sizes)
     space = CellSpace(preset.kernel_sizes, max_kernel_sizes=min(2, len(preset.kernel_sizes)))
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    study = make_study(
-        preset.network(data, space), preset.training(data, options.recipe), options.cells, options.seeds, key
-    )
+    training = preset.training(data, options.recipe)
+    study = make_study(preset.network(data, space), training, options.cells, options.seeds, key, options.at_once)
     config = {
         "data": data,
         "preset": name,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Rows = NDArray[np.int8]
-_MOST_SEEDS = 100
+_MOST_SEEDS, _MOST_AT_ONCE = 100, 10_000
 _WRITE_EVERY = 20  # trainings
 
 
@@ -51,15 +51,19 @@ class Study:
       config: the recipe.
       rows: cells [n, E], in the order in which they are trained: the first of them are stratified, too.
       seeds: trainings of each.
+      at_once: trainings that are one batch; None is one on a CPU, and all seeds of a cell on an accelerator.
     """
 
     spec: NetworkSpec
     config: TrainConfig
     rows: Rows
     seeds: int
+    at_once: int | None = None
 
 
-def make_study(spec: NetworkSpec, config: TrainConfig, cells: int, seeds: int, key: jax.Array) -> Study:
+def make_study(
+    spec: NetworkSpec, config: TrainConfig, cells: int, seeds: int, key: jax.Array, at_once: int | None = None
+) -> Study:
     """The study of so many cells; ValueError on the first setting that is wrong."""
     space = spec.space
     listed = space.enumerate()
@@ -67,7 +71,9 @@ def make_study(spec: NetworkSpec, config: TrainConfig, cells: int, seeds: int, k
         raise ValueError(f"--cells {cells} must be from 1 to {len(listed):,}, the distinct cells")
     if not 1 <= seeds <= _MOST_SEEDS:
         raise ValueError(f"--seeds {seeds} must be from 1 to {_MOST_SEEDS}")
-    return Study(spec, config, stratified(space, listed, cells, key), seeds)
+    if at_once is not None and not 1 <= at_once <= _MOST_AT_ONCE:
+        raise ValueError(f"--at-once {at_once} must be from 1 to {_MOST_AT_ONCE}")
+    return Study(spec, config, stratified(space, listed, cells, key), seeds, at_once)
 
 
 def stratum(space: CellSpace, row: Any) -> tuple[int, int, int]:
@@ -130,17 +136,18 @@ def train_cells(job: Job, study: Study) -> "pl.DataFrame":
     job.say(f"{len(study.rows)} cells, {study.seeds} seeds, {study.config.epochs} epochs each; {len(done)} are there")
     wanted = [(seed, place) for seed, place, _ in _wanted(study) if _index(seed, place) not in done]
     began, fresh, written = time.perf_counter(), 0, 0
-    for seeds, place in batches(wanted, together=jax.default_backend() != "cpu"):
-        row = study.rows[place]
-        found = _trained(job, study, row, [job.seed * 1000 + seed for seed in seeds])
-        for seed, own in zip(seeds, found, strict=True):
-            store.save(_index(seed, place), row=row, **own)
-        fresh += len(seeds)
+    at_once = study.at_once or (1 if jax.default_backend() == "cpu" else None)
+    for batch in batches(wanted, at_once):
+        found = _trained(job, study, batch)
+        for (seed, place), own in zip(batch, found, strict=True):
+            store.save(_index(seed, place), row=study.rows[place], **own)
+        fresh += len(batch)
         left = (time.perf_counter() - began) / fresh * (len(wanted) - fresh)
         accuracies = ", ".join(f"{100 * own['validation'][-1]:.1f}" for own in found)
-        number, of, text = len(done) + fresh, len(done) + len(wanted), study.spec.space.explicit(row)
+        number, of, (seed, place) = len(done) + fresh, len(done) + len(wanted), batch[-1]
+        text = study.spec.space.explicit(study.rows[place])
         job.say(Moving(
-            f"  {number}/{of}  seed {', '.join(map(str, seeds))}  {text}  validation {accuracies} %  "
+            f"  {number}/{of}  seed {seed}  {text}  validation {accuracies} %  "
             f"{duration(left)} left",
             done=number, of=of, genotype=text, left_seconds=left,
         ))  # fmt: skip
@@ -150,17 +157,17 @@ def train_cells(job: Job, study: Study) -> "pl.DataFrame":
     return _write(job, study, store)
 
 
-def batches(wanted: Sequence[tuple[int, int]], *, together: bool) -> list[tuple[tuple[int, ...], int]]:
-    """Trainings that are made at once: seeds, and the cell's place.
+def batches(wanted: Sequence[tuple[int, int]], at_once: int | None) -> list[Sequence[tuple[int, int]]]:
+    """Trainings that are made at once.
 
     Args:
-      wanted: seed and place of each training.
-      together: all of a cell's seeds as one batch, which an accelerator is faster at and a CPU slower.
+      wanted: seed and cell's place of each training.
+      at_once: how many; None is all of a cell's seeds.
     """
-    if not together:
-        return [((seed,), place) for seed, place in wanted]
+    if at_once is not None:
+        return [wanted[first : first + at_once] for first in range(0, len(wanted), at_once)]
     places = dict.fromkeys(place for _, place in wanted)
-    return [(tuple(seed for seed, own in wanted if own == place), place) for place in places]
+    return [[own for own in wanted if own[1] == place] for place in places]
 
 
 def _index(seed: int, place: int) -> int:
@@ -173,17 +180,18 @@ def _wanted(study: Study) -> Iterator[tuple[int, int, NDArray[np.int8]]]:
         yield seed, place, row
 
 
-def _trained(job: Job, study: Study, row: NDArray[np.int8], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """What is kept of each training of a cell."""
+def _trained(job: Job, study: Study, batch: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """What is kept of each training of a batch."""
     epochs: list[list[dict[str, Any]]] = []
-    given = study.spec, row, job.data, study.config
-    if len(seeds) > 1:
-        models = train_together(*given, seeds, one_program=True, progress=epochs.append)
+    rows, seeds = [study.rows[place] for _, place in batch], [job.seed * 1000 + seed for seed, _ in batch]
+    given: Any = {"data": job.data, "config": study.config, "one_program": True}
+    if len(batch) > 1:
+        models = train_together(study.spec, rows, seeds=seeds, progress=epochs.append, **given)
     else:
-        alone = train(*given, seed=seeds[0], one_program=True, progress=lambda record: epochs.append([record]))
-        models = [alone]
+        (row,), (seed,) = rows, seeds
+        models = [train(study.spec, row, seed=seed, progress=lambda record: epochs.append([record]), **given)]
     each = zip(models, zip(*epochs, strict=True), strict=True)
-    return [_kept(job, study, model, own, len(seeds)) for model, own in each]
+    return [_kept(job, study, model, own, len(batch)) for model, own in each]
 
 
 def _kept(job: Job, study: Study, model: Model, epochs: Sequence[dict[str, Any]], together: int) -> dict[str, Any]:

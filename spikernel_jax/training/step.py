@@ -117,23 +117,25 @@ def train_steps(
     return _steps(functools.partial(one_step, program, cell, key, images, labels), state, chosen_SB, count)
 
 
-@functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("states",))
+@functools.partial(jax.jit, static_argnames=("program", "apart"), donate_argnames=("states",))
 def train_steps_together(
     program: Program,
+    apart: bool,
     states: TrainState,
-    cell: Any,
+    cells: Any,
     keys_K: Array,
     images: Array,
     labels: Array,
     chosen_SKB: Array,
     count: Array | None = None,
 ) -> tuple[TrainState, Array]:
-    """The same of K trainings of one cell as one batch: states with a leading axis, mean losses [S, K]."""
+    """The same of K trainings as one batch: states with a leading axis, as cells have if `apart`; losses [S, K]."""
 
-    def one(key: Array, state: TrainState, chosen_B: Array) -> tuple[TrainState, Array]:
+    def one(cell: Any, key: Array, state: TrainState, chosen_B: Array) -> tuple[TrainState, Array]:
         return one_step(program, cell, key, images, labels, state, chosen_B)
 
-    return _steps(lambda states, chosen_KB: jax.vmap(one)(keys_K, states, chosen_KB), states, chosen_SKB, count)
+    all_of_them = jax.vmap(one, (0 if apart else None, 0, 0, 0))
+    return _steps(lambda states, chosen_KB: all_of_them(cells, keys_K, states, chosen_KB), states, chosen_SKB, count)
 
 
 def one_step(

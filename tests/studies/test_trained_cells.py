@@ -73,22 +73,20 @@ def test_the_table_grows_and_nothing_is_trained_twice(tmp_path, monkeypatch):
 
 def test_batches():
     wanted = [(0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
-    alone = trained_cells.batches(wanted, together=False)
-    assert [(seed, place) for seeds, place in alone for seed in seeds] == wanted
-    assert trained_cells.batches(wanted, together=True) == [((0, 1), 2), ((0, 1), 3), ((1,), 1)]
+    assert trained_cells.batches(wanted, 1) == [[own] for own in wanted]
+    assert trained_cells.batches(wanted, 2) == [wanted[:2], wanted[2:4], wanted[4:]]
+    assert trained_cells.batches(wanted, None) == [[(0, 2), (1, 2)], [(0, 3), (1, 3)], [(1, 1)]]
 
 
 @pytest.mark.slow
-def test_seeds_as_one_batch_make_the_same_table(tmp_path, monkeypatch):
-    def table(name):
-        scripts.start(SCRIPT, *SMOKE, "--out", str(tmp_path / name), "--cells", "2", "--seeds", "2")
+def test_cells_and_seeds_as_one_batch_make_the_same_table(tmp_path, monkeypatch):
+    def table(name, *more):
+        scripts.start(SCRIPT, *SMOKE, "--out", str(tmp_path / name), "--cells", "2", "--seeds", "2", *more)
         return pl.read_parquet(tmp_path / name / "tables" / "trained_cells.parquet")
 
     one_by_one = table("alone")
     monkeypatch.setattr(trained_cells, "train", None)
-    real = trained_cells.batches
-    monkeypatch.setattr(trained_cells, "batches", lambda wanted, together: real(wanted, together=True))
-    at_once = table("together")
+    at_once = table("together", "--at-once", "4")
     same = ["genotype", "seed", "half", "parameters", "memory_bytes"]
     assert at_once[same].equals(one_by_one[same])
     for name in ("synops", "firing_rate"):
@@ -104,6 +102,7 @@ def test_seeds_as_one_batch_make_the_same_table(tmp_path, monkeypatch):
         (("--cells", "0"), "--cells 0 must be from 1 to"),
         (("--cells", "100000"), "--cells 100000 must be"),
         (("--seeds", "0"), "--seeds 0 must be from 1 to 100"),
+        (("--at-once", "0"), "--at-once 0 must be from 1 to"),
         (("--recipe", "mine"), "mine"),
         (("--time-steps", "0"), "time_steps=0"),
     ],

@@ -30,7 +30,7 @@ def data():
 def test_each_is_the_training_of_its_seed(recipe, one_program, data):
     row, config = SPACE.parse(CELLS[0]), RECIPES[recipe]
     records = []
-    models = train_together(SPEC, row, data, config, SEEDS, one_program=one_program, progress=records.append)
+    models = train_together(SPEC, [row] * 3, data, config, SEEDS, one_program=one_program, progress=records.append)
     assert [[own["epoch"] for own in record] for record in records] == [[1] * 3, [2] * 3]
     for number, (seed, ours) in enumerate(zip(SEEDS, models, strict=True)):
         alone = []
@@ -54,7 +54,7 @@ def test_cells_share_one_program(data):
     program: Any = step.train_steps_together
     sizes = []
     for cell in CELLS:
-        train_together(SPEC, SPACE.parse(cell), data, RECIPES["nesterov"], SEEDS, one_program=True)
+        train_together(SPEC, [SPACE.parse(cell)] * 3, data, RECIPES["nesterov"], SEEDS, one_program=True)
         sizes.append(program._cache_size())
     assert sizes[0] == sizes[1] > 0
 
@@ -62,9 +62,32 @@ def test_cells_share_one_program(data):
 def test_one_that_diverges_is_said(data):
     wild = TrainConfig(epochs=1, batch_size=16, learning_rate=1e30)
     with pytest.raises(TrainingDivergedError, match="lower learning_rate"):
-        train_together(SPEC, SPACE.parse(CELLS[1]), data, wild, (0, 1))
+        train_together(SPEC, [SPACE.parse(CELLS[1])] * 2, data, wild, (0, 1))
 
 
-def test_no_seed_is_refused(data):
-    with pytest.raises(ValueError, match="must hold at least one"):
-        train_together(SPEC, SPACE.parse(CELLS[1]), data, RECIPES["sgd"], ())
+@pytest.mark.parametrize("recipe", ["sgd", "nesterov"])
+def test_cells_that_differ_are_trained_as_one_by_one(recipe, data):
+    """Each with a seed of its own; what a cell does not use stays out of its model."""
+    rows, config = [SPACE.parse(cell) for cell in (*CELLS, CELLS[0])], RECIPES[recipe]
+    models = train_together(SPEC, rows, data, config, SEEDS, one_program=True)
+    for row, seed, ours in zip(rows, SEEDS, models, strict=True):
+        theirs = train(SPEC, row, data, config, seed=seed, one_program=True)
+        assert ours.genotype == theirs.genotype == tuple(row.tolist())
+        assert ours.metrics.keys() == theirs.metrics.keys()
+        assert ours.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], rel=1e-4)
+        assert jax.tree.structure((ours.params, ours.stats)) == jax.tree.structure((theirs.params, theirs.stats))
+        for a, b in zip(*(jax.tree.leaves((model.params, model.stats)) for model in (ours, theirs)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cells", "seeds", "words"),
+    [
+        ((), (), "must hold at least one"),
+        (CELLS[:1], (0, 1), "1 genotypes and 2 seeds: want a cell and a seed of each"),
+        (CELLS, (0, 1), "one_program=False: cells that differ"),
+    ],
+)
+def test_what_cannot_be_one_batch_is_refused(cells, seeds, words, data):
+    with pytest.raises(ValueError, match=words):
+        train_together(SPEC, [SPACE.parse(cell) for cell in cells], data, RECIPES["sgd"], seeds)
