@@ -49,7 +49,7 @@ def publish(options: Options) -> None:
 
     Raises:
       ValueError: the run is not finished, or a file is not as it wrote it, or its copy would lie in it, on it or
-        around it, or would replace something that is no earlier copy.
+        around it, or would replace something that is no earlier copy, or has a checkpoint that it lacks.
     """
     run = RunFolder.open(options.run)
     missing = [name for name in NEEDED if not (run.path / name).exists()]
@@ -64,6 +64,10 @@ def publish(options: Options) -> None:
     if os.path.lexists(target):
         ours = target.is_dir() and not target.is_symlink()
         tops = {Path(name).parts[0] for name in KEPT} | {PAGE, CHECKPOINT}
+        if ours and not options.checkpoint and (target / CHECKPOINT).exists():
+            raise ValueError(
+                f"{target} has a checkpoint, which the new copy would not: give --checkpoint, or move it away"
+            )
         if not ours or any(entry.name not in tops for entry in target.iterdir()):
             raise ValueError(f"{target} is there and is no published run: move it away")
     model = load_model(run.path / CHECKPOINT) if options.checkpoint else None
@@ -86,10 +90,10 @@ def _publish_file(run: RunFolder, name: str, target: Path) -> None:
     source = run.path / name
     if source.is_dir():
         shutil.copytree(source, target)
+    elif name == "config.json":
+        seal.write_json(target, _without_paths(run.record()), name)
     elif source.suffix == ".json":
-        whole = name == "config.json"
-        value = _without_paths(run.record() if whole else run.read_json(name))
-        seal.write_json(target, value, name if whole else f"{run.id}/{name}")
+        seal.write_json(target, _without_paths(run.read_json(name)), f"{run.id}/{name}")
     else:
         target.write_text(_text_without_paths(source.read_text("utf-8")), "utf-8")
 

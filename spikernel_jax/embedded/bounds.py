@@ -136,7 +136,7 @@ def _fire(own: ops.Fire, now: dict[str, Interval], most: int) -> dict[str, Inter
             np.where(more, np.minimum(low, 0), low), np.where(more, np.maximum(high, own.threshold - 1), high)
         )
     else:
-        fires, rests = charged.high >= own.threshold, charged.low < own.threshold
+        fires, rests = spikes.high > 0, spikes.low == 0
         low, high = np.where(rests, charged.low, own.reset), np.minimum(charged.high, own.threshold - 1)
         after = Interval(
             np.where(fires, np.minimum(low, own.reset), low),

@@ -144,11 +144,11 @@ def train_cells(job: Job, study: Study) -> "pl.DataFrame":
         fresh += len(batch)
         left = (time.perf_counter() - began) / fresh * (len(wanted) - fresh)
         accuracies = ", ".join(f"{100 * own['validation'][-1]:.1f}" for own in found)
-        number, of, (seed, place) = len(done) + fresh, len(done) + len(wanted), batch[-1]
-        text = study.spec.space.explicit(study.rows[place])
+        number, of = len(done) + fresh, len(done) + len(wanted)
+        text = study.spec.space.explicit(study.rows[batch[-1][1]])
+        seeds = ", ".join(map(str, dict.fromkeys(seed for seed, _ in batch)))
         job.say(Moving(
-            f"  {number}/{of}  seed {seed}  {text}  validation {accuracies} %  "
-            f"{duration(left)} left",
+            f"  {number}/{of}  seed {seeds}  {text}  validation {accuracies} %  {duration(left)} left",
             done=number, of=of, genotype=text, left_seconds=left,
         ))  # fmt: skip
         if fresh - written >= _WRITE_EVERY:

@@ -69,8 +69,9 @@ def train_together(
     pairs = [begin(spec, cell, data, config, seed, one_program=one_program) for cell, seed in each]
     runs = [running for running, _ in pairs]
     first = runs[0]
-    cells = jnp.stack([jnp.asarray(running.cell) for running in runs]) if apart else first.cell
-    program = first.program
+    program, cells = first.program, first.cell
+    if apart:
+        cells = to_all(program.devices, np.array([spec.codes(cell) for cell in map(hashable, genotypes)], np.int32))
     states: State = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in pairs))
     keys_K, states = to_all(program.devices, (jnp.stack([running.step_key for running in runs]), states))
     metrics: list[dict[str, Any]] = []

@@ -20,6 +20,7 @@ def test_a_published_run_is_as_it_was_written(name):
     """Tables that the run never made, or made before a column was added, are missing; none is damaged."""
     run = find(RESULTS / name)
     assert not [reason for reason in run.missing.values() if "is not as this run wrote it" in reason]
+    folder = RunFolder.open(run.path)
     for file in run.path.glob("*.json"):
         if file.name != "config.json":
-            assert RunFolder.open(run.path).read_json(file.name)
+            assert folder.read_json(file.name)

@@ -1,5 +1,6 @@
 """The costs of a network on the screen and in a file: of a checkpoint, of a cell, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import scripts
-from spikernel_jax import CellSpace, Model, NetworkSpec, load_dataset, save_model
+from spikernel_jax import CellSpace, Model, NetworkSpec, NeuronSpec, load_dataset, save_model
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.snn import cost, network
 from spikernel_jax.snn.footprint import footprints
@@ -50,6 +51,16 @@ def test_a_checkpoint_is_measured_on_validation_images(checkpoint, tmp_path, cap
     assert f"as exported C: {format_bytes(int(bytes_of.constants[0]))} of constants" in said
     assert "fits: cortex-m4" in said
     assert "not xylo: neurons" in said
+
+
+def test_several_spikes_a_time_step_have_a_bit_each_in_exported_c(checkpoint, tmp_path, capsys):
+    _, model = checkpoint
+    spec = dataclasses.replace(model.spec, neuron=NeuronSpec(reset="soft", max_spikes=4))
+    save_model(tmp_path / "several", dataclasses.replace(model, spec=spec))
+    scripts.start(SCRIPT, str(tmp_path / "several"), "--images", "0")
+    written, of_one = (int(footprints(own, [model.genotype], 8).written[0]) for own in (spec, model.spec))
+    assert written > of_one
+    assert f"{format_bytes(written)} written to" in capsys.readouterr().out
 
 
 def test_a_cell_in_closed_form(tmp_path, capsys):

@@ -135,6 +135,10 @@ def test_the_model_is_published_where_it_is_asked_for_and_knows_no_machine(tmp_p
     there = load_model(tmp_path / "results" / "a" / "checkpoint")
     chex.assert_trees_all_equal((there.params, there.stats), (model.params, model.stats))
     assert there.metrics == model.metrics
+    before = contents(tmp_path / "results")
+    with pytest.raises(ValueError, match="has a checkpoint, which the new copy would not: give --checkpoint"):
+        publish(run, tmp_path / "results")
+    assert contents(tmp_path / "results") == before
     for folder in (run / "checkpoint", tmp_path / "results" / "a" / "checkpoint"):
         assert not [name for name, own in contents(folder).items() if str(tmp_path).encode() in own]
 
