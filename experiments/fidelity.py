@@ -24,8 +24,9 @@ from spikernel_jax.io.store import ResultStore
 from spikernel_jax.pipeline import cli
 from spikernel_jax.pipeline.job import open_folder
 from spikernel_jax.report import pages, search_figures
+from spikernel_jax.scoring.bank import make_bank
 from spikernel_jax.scoring.fidelity import Fidelity
-from spikernel_jax.scoring.scorer import PRECISIONS, Scorer, make_bank
+from spikernel_jax.scoring.scorer import PRECISIONS, Scorer
 from spikernel_jax.snn.spec import NetworkSpec, spec_to_json
 
 if TYPE_CHECKING:

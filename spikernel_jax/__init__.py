@@ -7,9 +7,10 @@ from spikernel_jax.data import load_dataset, make_dataset
 from spikernel_jax.operations.builtin import chain
 from spikernel_jax.operations.check import check_operation
 from spikernel_jax.operations.operation import Layer, Operation, get_operation, register_operation
+from spikernel_jax.scoring.bank import make_bank
 from spikernel_jax.scoring.independent import score_independently
+from spikernel_jax.scoring.population import score_population
 from spikernel_jax.scoring.replicates import Scores
-from spikernel_jax.scoring.scorer import make_bank, score_population
 from spikernel_jax.snn.cost import costs
 from spikernel_jax.snn.model import Model, NNXModel
 from spikernel_jax.snn.neurons import NeuronSpec

@@ -19,7 +19,8 @@ from spikernel_jax.cells.kernels import size_set
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.io import files, run_folder
 from spikernel_jax.scoring import engine
-from spikernel_jax.scoring.scorer import Scorer, make_bank
+from spikernel_jax.scoring.bank import make_bank
+from spikernel_jax.scoring.scorer import Scorer
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 from work import Work, necessary_work

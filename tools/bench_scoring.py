@@ -46,7 +46,7 @@ from bench_rivals import measure_peers
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import cli
 from spikernel_jax.scoring.fidelity import FIDELITIES
-from spikernel_jax.scoring.scorer import score_population
+from spikernel_jax.scoring.population import score_population
 from spikernel_jax.snn.spec import NetworkSpec
 from work import necessary_work
 

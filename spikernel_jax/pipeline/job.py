@@ -49,7 +49,7 @@ class Job:
       options: of the four steps.
       say: prints a line of progress.
       processes: this process among those of the job.
-      method: of scoring, of `scorer.METHODS`; None is the machine's own.
+      method: of scoring, of `scorer.METHODS`; None is the machine's own, on accelerators timed (`scoring.choice`).
     """
 
     run: RunFolder

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import augment, check_images, normalise
 from spikernel_jax.scoring import scores
+from spikernel_jax.scoring.population import some_genotypes
 from spikernel_jax.scoring.replicates import Scores, over_replicates
-from spikernel_jax.scoring.scorer import some_genotypes
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec
 

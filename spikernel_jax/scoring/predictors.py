@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import Dataset, normalise
+from spikernel_jax.scoring.bank import make_bank
 from spikernel_jax.scoring.counts import COUNTS
 from spikernel_jax.scoring.independent import score_independently
+from spikernel_jax.scoring.population import score_population, some_genotypes
 from spikernel_jax.scoring.proxies import FINISHED, PROXIES, Untrained
-from spikernel_jax.scoring.scorer import make_bank, score_population, some_genotypes
 from spikernel_jax.scoring.scores import score_names, scored_spec
 from spikernel_jax.snn import network
 from spikernel_jax.snn.spec import NetworkSpec

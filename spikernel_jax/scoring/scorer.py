@@ -1,9 +1,6 @@
-"""Many candidates at once: the training-free score of a population, under common random numbers.
+"""Scores chunks of candidates on all local devices, by one of several ways that give the same scores up to rounding.
 
-All candidates draw their operations from one shared bank of random weights and see the same images, so
-most of the noise of a draw is common to all and cancels where they are compared. R banks and R batches
-give R replicates of each score, and so its standard error. Candidate i's result does not depend on which
-others ran, on how many devices, or beside whom.
+Candidate i's result does not depend on which others ran, on how many devices, or beside whom.
 """
 
 import dataclasses
@@ -14,19 +11,17 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import ArrayLike, NDArray
 
 from spikernel_jax.data import check_images
-from spikernel_jax.io.checks import whole
 from spikernel_jax.scoring import batched, engine
-from spikernel_jax.scoring.replicates import Scores, over_replicates
+from spikernel_jax.scoring.bank import seeds_of
 from spikernel_jax.scoring.room import Device, free_bytes, lanes_that_fit, table_bytes, tile_that_fits
 from spikernel_jax.scoring.scores import get_score, scored_spec
 from spikernel_jax.snn import network
-from spikernel_jax.snn.cost import checked_genotypes, pairs
+from spikernel_jax.snn.cost import pairs
 from spikernel_jax.snn.spec import NetworkSpec
 
 Array = jax.Array
@@ -34,50 +29,7 @@ Result = TypeVar("Result")
 
 METHODS = ("shared", "batched", "each")
 PRECISIONS = ("float32", "bfloat16")
-_LARGEST_CHUNK = 256
-
-
-def make_bank(key: Array, spec: NetworkSpec, seeds: int = 1) -> network.Params:
-    """R banks of random weights, each leaf with a leading axis R.
-
-    Weights are drawn on bfloat16's grid (float32 values of 8 significant bits), as good a random draw as any:
-    so convolutions of spikes, 0 or 1, lose nothing where they read bfloat16.
-
-    Args:
-      key: a typed PRNG key.
-      spec: the network.
-      seeds: R.
-
-    Returns:
-      Weights of every operation on every edge, and of the rest of the network; nothing of what neurons learn,
-      since a score is of the spec's own.
-
-    Raises:
-      ValueError: on less than one bank, or a network that `scores.scored_spec` refuses.
-
-    Example:
-      >>> import jax
-      >>> from spikernel_jax import CellSpace, NetworkSpec, make_bank
-      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=4, time_steps=2)
-      >>> make_bank(jax.random.key(0), spec, seeds=2)["stem"]["kernel"].shape
-      (2, 3, 3, 1, 4)
-    """
-    return _draw_bank(key, scored_spec(spec), whole("seeds", seeds, 1, 1_000_000))
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "seeds"))  # op by op it takes seconds
-def _draw_bank(key: Array, spec: NetworkSpec, seeds: int) -> network.Params:
-    keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(jnp.arange(seeds))
-    bank = jax.vmap(lambda k: network.init(k, spec)[0])(keys)
-    return jax.tree.map(lambda leaf: lax.reduce_precision(leaf, exponent_bits=8, mantissa_bits=7), bank)
-
-
-def some_genotypes(spec: NetworkSpec, genotypes: ArrayLike) -> NDArray[np.int8]:
-    """Genotypes to score, as `checked_genotypes`; ValueError where there are none, too."""
-    rows = checked_genotypes(spec, genotypes)
-    if not len(rows):
-        raise ValueError(f"genotypes have shape {rows.shape}; want [n, E] or [n, 2, E] with n >= 1")
-    return rows
+LARGEST_CHUNK = 256
 
 
 def _has_bfloat16(device: Device) -> bool:
@@ -138,28 +90,6 @@ def _ladder(method: str, program: engine.Program, batch: int) -> Iterator[tuple[
         yield "each", dataclasses.replace(program, steps=1), why
 
 
-@functools.cache
-def _bank_shapes(spec: NetworkSpec) -> network.Params:
-    """Shapes of one bank; kept, because a search makes a scorer for every few candidates."""
-    return jax.eval_shape(functools.partial(_draw_bank, spec=spec, seeds=1), jax.random.key(0))
-
-
-def _seeds_of(bank: network.Params, spec: NetworkSpec) -> int:
-    """R of R banks; ValueError where they are not of this network, which would score others than are asked for."""
-    wanted = _bank_shapes(spec)
-    if missing := sorted(wanted.keys() - bank.keys()):
-        raise ValueError(f"bank has no {missing[0]!r}: want one of make_bank with the spec of these sizes")
-    seeds = {len(leaf) for leaf in jax.tree.leaves(bank)}
-    for layer, arrays in wanted.items():
-        for name, array in arrays.items():
-            shape = np.shape(bank[layer][name])[1:] if name in bank[layer] else None
-            if shape != array.shape[1:]:
-                raise ValueError(f"bank: {layer}'s {name} is [R, *{shape}], this network's [R, *{array.shape[1:]}]")
-    if len(seeds) != 1:
-        raise ValueError(f"bank: its arrays are of {sorted(seeds)} replicates; want one number")
-    return seeds.pop()
-
-
 class Scorer:
     """Scores candidates on all local devices, each replicate with a bank and a batch of its own.
 
@@ -185,7 +115,7 @@ class Scorer:
         method: str | None = None,
         precision: str | None = None,
         steps: int | None = None,
-        chunk: int = _LARGEST_CHUNK,
+        chunk: int = LARGEST_CHUNK,
         tile: int | None = None,
         devices: Sequence[Device] | None = None,
         say: Callable[[str], None] = lambda _: None,
@@ -193,7 +123,7 @@ class Scorer:
         """Arguments as those of `score_population`; `say` prints a line."""
         get_score(score)
         spec = scored_spec(spec)
-        self.seeds = _seeds_of(bank, spec)
+        self.seeds = seeds_of(bank, spec)
         batches = np.asarray(images)
         batches = np.broadcast_to(batches, (self.seeds, *batches.shape)) if batches.ndim == 4 else batches
         if batches.ndim != 5 or len(batches) != self.seeds or batches.shape[2:] != spec.image_shape:
@@ -344,77 +274,3 @@ class Scorer:
             shared = prepare(self._program, bank, images) if self._grouped else None
             self._replicate = replicate, (bank, images, shared)
         return self._replicate[1]
-
-
-def score_population(
-    genotypes: ArrayLike,
-    bank: network.Params,
-    images: ArrayLike,
-    spec: NetworkSpec,
-    *,
-    score: str = "sahd_paper",
-    method: str | None = None,
-    precision: str | None = None,
-    steps: int | None = None,
-    chunk: int | None = None,
-    tile: int | None = None,
-    devices: Sequence[Device] | None = None,
-) -> Scores:
-    """Scores candidates with common random numbers.
-
-    Args:
-      genotypes: canonical rows [n, E] of `spec.space`, or pairs [n, 2, E].
-      bank: R banks of `make_bank`.
-      images: normalised images [R, B, H, W, C], a batch for each bank; [B, H, W, C] serves all banks.
-      spec: the network to score in.
-      score: a registered score.
-      method: ``"shared"`` computes once what candidates have in common in cell 1, and holds tables of it
-        (`table_bytes`); ``"batched"`` does, too, and lets tiles of candidates go through the rest side by side;
-        ``"each"`` runs one whole network a candidate. Feedback cells take the last two. None takes ``"shared"`` where
-        it is possible and its tables fit in half the free memory, on fewer devices if need be.
-      precision: ``"bfloat16"`` lets convolutions and Gram matrices read spikes and weights in bfloat16, and sum
-        in float32; nothing is lost with a bank of `make_bank`. None takes it on GPUs and TPUs that have it.
-      steps: time steps that go through the layers together; None is 1 on a CPU, else T. Of ``"each"``, all or one.
-      chunk: candidates a device takes at once; populations of one chunk size share one compiled program. None is
-        a power of 2 that spreads them over all devices.
-      tile: candidates that are one batch with ``"batched"``, a divisor of the chunk; None is as many as the memory
-        that is free holds.
-      devices: the devices to share the candidates among; None is all local ones.
-
-    Returns:
-      Scores with standard errors over the R replicates.
-
-    Raises:
-      ValueError: naming the argument: unknown score or method, a network that `scores.scored_spec` refuses, rows
-        that are no cells, images with NaN or of another shape than the spec's, as many batches as banks.
-
-    Example:
-      >>> import jax
-      >>> from spikernel_jax import CellSpace, NetworkSpec, make_bank, score_population
-      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=4, time_steps=2)
-      >>> bank = make_bank(jax.random.key(0), spec, seeds=2)
-      >>> images = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))  # normalised
-      >>> found = score_population(spec.space.enumerate()[:3], bank, images, spec)
-      >>> found.scores.shape, found.replicates.shape
-      ((3,), (3, 2))
-    """
-    rows = some_genotypes(spec, genotypes)
-    lanes = len(jax.local_devices() if devices is None else devices)
-    if chunk is None:  # few sizes, so few programs
-        chunk = min(_LARGEST_CHUNK, 1 << (-(-len(rows) // lanes) - 1).bit_length())
-    scorer = Scorer(
-        bank, images, spec, score=score, method=method, precision=precision, steps=steps, chunk=chunk, tile=tile,
-        devices=devices,
-    )  # fmt: skip
-    order = scorer.order(rows)
-    replicates, calls = np.zeros((len(rows), scorer.seeds)), np.zeros(len(rows), np.int64)
-    parts = [order[start : start + chunk] for start in range(0, len(rows), chunk)]
-    for replicate in range(scorer.seeds):
-        waiting = [
-            (together, scorer.submit(replicate, [rows[part] for part in together]))
-            for together in (parts[i : i + scorer.lanes] for i in range(0, len(parts), scorer.lanes))
-        ]
-        for together, wait in waiting:
-            for part, result in zip(together, wait(), strict=True):
-                replicates[part, replicate], calls[part] = result["scores"], result["lif_calls"]
-    return over_replicates(replicates, calls)

@@ -19,9 +19,11 @@ from spikernel_jax.cells.kernels import Kernel
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import Dataset
 from spikernel_jax.io.processes import Processes
+from spikernel_jax.scoring import choice
+from spikernel_jax.scoring.bank import make_bank
 from spikernel_jax.scoring.fidelity import NAMES, Fidelity
 from spikernel_jax.scoring.replicates import Scores
-from spikernel_jax.scoring.scorer import Scorer, make_bank
+from spikernel_jax.scoring.scorer import Scorer
 from spikernel_jax.search import queue
 from spikernel_jax.snn.devices import Budget
 from spikernel_jax.snn.spec import NetworkSpec
@@ -49,7 +51,7 @@ class Search:
       origin: where the scores come from, for their fingerprint.
       processes: this process among those that share the work.
       say: prints a line of progress.
-      method: of scoring, of `scorer.METHODS`; None is the machine's own.
+      method: of scoring, of `scorer.METHODS`; None is the machine's own, on accelerators timed (`scoring.choice`).
     """
 
     sets: tuple[tuple[Kernel, ...], ...]
@@ -143,10 +145,18 @@ def units(search: Search, cells: Cells, data: Dataset, name: str, at: NDArray[np
     bank = make_bank(jax.random.fold_in(search.banks_key, index), spec, fidelity.seeds)
     images = fidelity.images(jax.random.fold_in(search.images_key, index), data, search.trained)
     chunk = queue.unit_rows(spec, fidelity.batch)
-    scorer = Scorer(bank, images, spec, score=search.score, chunk=chunk, method=search.method, say=search.say)
+    rows, method = cells.rows[at], search.method
+
+    def scorer_of(method: str | None) -> Scorer:
+        return Scorer(bank, images, spec, score=search.score, chunk=chunk, method=method, say=search.say)
+
+    if method is None and choice.is_timed():
+        path = search.folder / f"{name}-method-{search.processes.index}.json"
+        method = choice.remembered(path, lambda: choice.quickest(scorer_of, rows, search.say))
+    scorer = scorer_of(method)
     origin = search.origin | {"strategy": search.strategy, "fidelity": name}
     return queue.Units(
-        cells.rows[at],
+        rows,
         scorer,
         search.folder / name,
         seeds=fidelity.seeds,

@@ -142,7 +142,7 @@ def score_supernets(
 
     Args:
       masks: bool [n, E, num_ops].
-      bank: R banks of `scorer.make_bank`.
+      bank: R banks of `bank.make_bank`.
       images: normalised images [R, B, H, W, C].
       spec: the network to score in.
       score: a registered score.

@@ -21,8 +21,9 @@ from spikernel_jax.io.units import format_bytes
 from spikernel_jax.io.voice import Moving
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.report import pages, search_figures
+from spikernel_jax.scoring.bank import make_bank
 from spikernel_jax.scoring.fidelity import Fidelity
-from spikernel_jax.scoring.scorer import make_bank, score_population
+from spikernel_jax.scoring.population import score_population
 from spikernel_jax.search import evolution, pruning, queue
 from spikernel_jax.snn.network import Params
 from spikernel_jax.snn.spec import NetworkSpec

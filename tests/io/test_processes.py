@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from spikernel_jax.io.processes import ALONE, Processes, alone_counter, initialise
-from spikernel_jax.scoring import scorer
+from spikernel_jax.scoring import replicates
 from spikernel_jax.search import queue
 
 ROWS = np.arange(41 * 6, dtype=np.int8).reshape(41, 6)
@@ -58,9 +58,9 @@ def job(seconds: float = 0.0, **changes: Any) -> dict[str, Any]:
     return {"rows": ROWS, "scorer": Sums(seconds), "seeds": SEEDS, "chunk": CHUNK, "inputs": {"seed": 0}} | changes
 
 
-def expected() -> scorer.Scores:
+def expected() -> replicates.Scores:
     total = ROWS.sum(1)
-    return scorer.over_replicates(np.sin(total[:, None] + 100.0 * np.arange(SEEDS)), ROWS[:, 0].astype(np.int64))
+    return replicates.over_replicates(np.sin(total[:, None] + 100.0 * np.arange(SEEDS)), ROWS[:, 0].astype(np.int64))
 
 
 def member(index: str, port: str, folder: str, seconds: str, seed: str = "0") -> None:

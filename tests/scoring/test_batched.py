@@ -17,7 +17,7 @@ from spikernel_jax import Operation, make_bank, register_operation, score_popula
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.operations.convolution import conv
 from spikernel_jax.operations.operation import Layer
-from spikernel_jax.scoring import room
+from spikernel_jax.scoring import choice, room
 from spikernel_jax.scoring import scorer as scorers
 from spikernel_jax.scoring.batched import tile_scores
 from spikernel_jax.scoring.engine import Program
@@ -71,6 +71,22 @@ def test_every_operation_scores_as_alone_in_tiles_of_any_size(tile, rows, bank, 
     held = {int(code) for code in rows.ravel()}
     assert held == set(range(ALL.num_ops))
     assert_alike(score_population(rows, bank, IMAGES, SPEC, method="batched", chunk=32, tile=tile), each)
+
+
+@pytest.mark.parametrize(("rates", "taken"), [((1.0, 2.0), "batched"), ((2.0, 1.0), "shared")])
+def test_a_population_goes_the_way_that_was_the_quicker(rates, taken, rows, bank, each, monkeypatch):
+    monkeypatch.setattr(choice, "is_timed", lambda devices: True)
+    monkeypatch.setattr(choice, "LEAST_CALLS", 1)
+    monkeypatch.setattr(choice, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(choice, "_rate", lambda scorer, *_: rates[scorer.method == "batched"])
+    went = []
+    submit = scorers.Scorer.submit
+    monkeypatch.setattr(scorers.Scorer, "submit", lambda self, *args: went.append(self.method) or submit(self, *args))
+    assert_alike(score_population(rows, bank, IMAGES, SPEC, chunk=32), each)
+    assert set(went) == {taken}
+    went.clear()
+    assert_alike(score_population(rows, bank, IMAGES, SPEC, chunk=32, method="each"), each)  # what is asked for, wins
+    assert set(went) == {"each"}
 
 
 def test_nothing_is_computed_for_a_candidate_that_does_not_hold_it(rows, bank):

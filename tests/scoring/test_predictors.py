@@ -13,9 +13,9 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.data import load_dataset, normalise
 from spikernel_jax.operations.operation import get_operation
 from spikernel_jax.scoring import counts, proxies
+from spikernel_jax.scoring.bank import make_bank
 from spikernel_jax.scoring.predictors import predict, predictor_names
 from spikernel_jax.scoring.proxies import PROXIES, Untrained
-from spikernel_jax.scoring.scorer import make_bank
 from spikernel_jax.snn import cost, network
 from spikernel_jax.snn.spec import NetworkSpec
 

@@ -1,14 +1,21 @@
 """Successive halving: who goes on to the next fidelity, and who wins."""
 
 import math
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.data import load_dataset
+from spikernel_jax.io.processes import ALONE
+from spikernel_jax.scoring import choice
 from spikernel_jax.scoring.fidelity import FIDELITIES, Fidelity
 from spikernel_jax.scoring.replicates import over_replicates
+from spikernel_jax.scoring.scorer import Scorer
 from spikernel_jax.search import halving
+from spikernel_jax.snn.devices import Budget
 from spikernel_jax.snn.spec import NetworkSpec
 
 SPACE = CellSpace((1, 3, 5))
@@ -92,3 +99,30 @@ def test_fidelities_shrink_the_network_and_never_enlarge_it():
 def test_fidelities_refuse_sizes_that_nothing_can_have(field, value):
     with pytest.raises(ValueError, match=f"{field}={value} must be at least"):
         Fidelity(**{field: value})
+
+
+def search(folder: Path, method: str | None = None) -> halving.Search:
+    return halving.Search(
+        sets=((1,),), trained=NetworkSpec((28, 28, 1), 10, CellSpace((1,)), channels=2, time_steps=1, stem_stride=2),
+        strategy="halving", samples=1, budget=Budget(1, 8), score="sahd_paper", method=method,
+        rungs=(("low", Fidelity(batch=2, seeds=1)),), cells_key=jax.random.key(0), banks_key=jax.random.key(1),
+        images_key=jax.random.key(2), folder=folder, origin={}, processes=ALONE, say=print,
+    )  # fmt: skip
+
+
+def test_on_an_accelerator_a_run_keeps_to_the_way_that_was_the_quicker_at_its_first_start(tmp_path, monkeypatch):
+    data, cells = load_dataset("mnist5k", limit_train=8), cells_of((1,))
+    timed = iter(["each"])  # once
+
+    def way(method: str | None = None) -> str:
+        units = halving.units(search(tmp_path, method), cells, data, "low", np.arange(len(cells.rows)))
+        assert isinstance(units.scorer, Scorer)
+        return units.scorer.method
+
+    assert way() == "shared"  # on a CPU, where nothing is timed or written
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(choice, "is_timed", lambda: True)
+    monkeypatch.setattr(choice, "quickest", lambda *_: next(timed))
+    assert way() == "each"
+    assert way() == "each"
+    assert way("batched") == "batched"  # what is asked for, wins

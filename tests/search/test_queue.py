@@ -15,8 +15,10 @@ import pytest
 
 from convolutions import conv_edges
 from spikernel_jax.cells.space import CellSpace
+from spikernel_jax.scoring.bank import make_bank
+from spikernel_jax.scoring.population import score_population
 from spikernel_jax.scoring.replicates import Scores
-from spikernel_jax.scoring.scorer import Scorer, make_bank, score_population
+from spikernel_jax.scoring.scorer import Scorer
 from spikernel_jax.search import queue
 from spikernel_jax.snn.spec import NetworkSpec
 

@@ -17,7 +17,7 @@ from spikernel_jax.pipeline import presets
 from spikernel_jax.pipeline.job import Job, Purpose
 from spikernel_jax.pipeline.options import resolve
 from spikernel_jax.report import search_figures
-from spikernel_jax.scoring import scorer
+from spikernel_jax.scoring import replicates
 from spikernel_jax.snn.spec import NetworkSpec
 from spikernel_jax.studies import beyond_enumeration
 
@@ -36,11 +36,11 @@ def data_read_once():
         yield
 
 
-def quickly(rows: np.ndarray, *_: Any, **__: Any) -> scorer.Scores:
+def quickly(rows: np.ndarray, *_: Any, **__: Any) -> replicates.Scores:
     """Scores that take no time: the number of edges, and a little for which."""
     flat = rows.reshape(len(rows), -1).astype(np.int64)
     scores = (flat != 0).sum(1) + flat @ np.arange(1, flat.shape[1] + 1) / 1000
-    return scorer.over_replicates(scores[:, None], np.ones(len(rows), np.int64))
+    return replicates.over_replicates(scores[:, None], np.ones(len(rows), np.int64))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_runs_stops_and_goes_on(space, tmp_path, monkeypatch):
     # Stopped in the middle of the second strategy.
     calls = 0
 
-    def stops(rows: np.ndarray, *arguments: Any, **options: Any) -> scorer.Scores:
+    def stops(rows: np.ndarray, *arguments: Any, **options: Any) -> replicates.Scores:
         nonlocal calls
         calls += 1
         if calls == 7:
