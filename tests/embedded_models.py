@@ -1,5 +1,6 @@
 """Networks of every kind that has a form of integers, with norms and neurons that have learned something."""
 
+import functools
 from typing import Any
 
 import jax
@@ -35,9 +36,11 @@ CASES = {  # space, cell, what else
                   {"norm": "over_time", "neuron": NeuronSpec(v_threshold=0.6, v_reset=-0.2)}),
 }  # fmt: skip
 
+_NARROWED: dict[tuple[int, int], tuple[Model, Program]] = {}  # each keeps its model, whose id stays its own
 SILENT = {"silent": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3 2>3:conv3", {})}  # nothing leads to node 2
 
 
+@functools.cache
 def model_of(name: str, seed: int = 0) -> Model:
     """A network whose norms and neurons have learned something, of 9 by 7 images."""
     space, cell, fields = (CASES | SILENT)[name]
@@ -63,7 +66,10 @@ def model_of(name: str, seed: int = 0) -> Model:
 
 def narrowed(model: Model, bits: int = 8) -> Program:
     """With currents of 8 bits, which clip what other images show to be rare."""
-    return calibrated(model, images(32, seed=1), bits)
+    key = id(model), bits
+    if key not in _NARROWED:  # compiling what counts the bits takes seconds
+        _NARROWED[key] = model, calibrated(model, images(32, seed=1), bits)
+    return _NARROWED[key][1]
 
 
 def images(n: int, seed: int = 0) -> np.ndarray:

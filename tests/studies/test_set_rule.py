@@ -1,6 +1,7 @@
 """Step 2's rule held against a table: what a set's best cell is worth, what is lost, and that chance stands beside."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import scripts
 from spikernel_jax.pipeline.kernel_sets import SetVerdict
 from spikernel_jax.studies.set_rule import BUDGETS, Known, figures_of, known_of, value
+from spikernel_jax.studies.tables import ABOUT, read_table
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "set_rule.py"
 PAIRS = list(itertools.combinations((1, 3, 5, 7), 2))
@@ -76,19 +78,24 @@ def test_cells_of_a_table_are_of_the_sets_that_hold_all_their_sizes():
         assert own.tolist() == [3 in pair, pair == (1, 5), True, pair == (3, 5)]
 
 
-@pytest.mark.slow
 def test_the_small_table(tmp_path):
-    options = ("--table", "mnist5k", "--seeds", "2", "--draws", "20", "--out", str(tmp_path))
+    published, facts = read_table("mnist5k")
+    facts["recipe"]["epochs"] = 1
+    facts["spec"]["channels"] = 2
+    facts["limits"] = {"limit_train": 64, "limit_validation": 32, "limit_test": 32}
+    published.write_parquet(tmp_path / "own.parquet", metadata={ABOUT: json.dumps(facts)})
+    out = tmp_path / "run"
+    options = ("--table", str(tmp_path / "own.parquet"), "--seeds", "2", "--draws", "20", "--out", str(out))
     scripts.start(SCRIPT, *options)
-    table = pl.read_parquet(tmp_path / "tables" / "set_rule.parquet")
+    table = pl.read_parquet(out / "tables" / "set_rule.parquet")
     assert set(table["kernel_set"]) == {f"{a},{b}" for a, b in PAIRS}
     assert table.group_by("quantile").len()["len"].to_list() == [len(PAIRS)] * len(BUDGETS)
-    report = (tmp_path / "report.md").read_text()
+    report = (out / "report.md").read_text()
     assert f"keeps {table.filter(pl.col('quantile') == 1)['kept'].sum()} of 6 sets" in report
     assert "at random" in report
-    pieces = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    pieces = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     scripts.start(SCRIPT, *options)
-    assert pieces == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert pieces == {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
 
 
 @pytest.mark.parametrize(
