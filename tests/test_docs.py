@@ -40,7 +40,10 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     return [(match[1], shlex.split(match[2].rstrip('"'))) for match in found if match]
 
 
-PYTHON = [page for page in PAGES if any(language == "python" for language, _ in blocks(page))]
+PYTHON = [
+    pytest.param(page, marks=[pytest.mark.slow] * (page.name == "tutorial.md"), id=named(page))
+    for page in PAGES if any(language == "python" for language, _ in blocks(page))
+]  # fmt: skip
 SHELL = [
     pytest.param(script, words, id=f"{named(page)}: {script} {' '.join(words)}")
     for page in PAGES
@@ -63,7 +66,7 @@ def test_every_block_is_of_a_language_that_is_tried():
     assert len(SHELL) >= 25
 
 
-@pytest.mark.parametrize("page", PYTHON, ids=named)
+@pytest.mark.parametrize("page", PYTHON)
 def test_python_blocks_run(page, capsys):
     """The tutorial's commands too, where they take only seconds."""
     own: dict[str, Any] = {}

@@ -182,8 +182,10 @@ def scored() -> tuple[NetworkSpec, Any, np.ndarray, Any, Any]:
         some = np.unique(own.space.canonical(np.array([row_with(own), *own.space.sample(KEY, 5)])), axis=0)
         rows += [spec.space.parse(own.space.format(row)) for row in some] + [spec.space.parse(f"0>3:{name}")]
     bank = make_bank(KEY, spec, 1)
-    ways = (score_population(np.array(rows), bank, images(4), spec, chunk=8, method=way) for way in ("shared", "each"))
-    return spec, bank, np.array(rows), *ways
+    shared, each = (
+        score_population(np.array(rows), bank, images(4), spec, chunk=8, method=way) for way in ("shared", "each")
+    )
+    return spec, bank, np.array(rows), shared, each
 
 
 @every

@@ -31,8 +31,6 @@ from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import fitting, weight_bits
 from spikernel_jax.snn.network import parameter_count
 
-pytestmark = pytest.mark.slow
-
 SMOKE = ("--preset", "smoke", "--recipe", "snasnet")  # which compiles in half the time
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 TABLES = ("impact", "search", "finalists", "baselines", "tradeoff", "activity")
@@ -242,6 +240,7 @@ def test_the_tables_tell_the_four_steps(explored):
     assert chosen["on_front"].all()
 
 
+@pytest.mark.slow
 def test_four_commands_choose_the_same_model(explored, run, tmp_path):
     out = tmp_path / "steps"
     for step in ("kernel_impact", "search", "train", "tradeoff"):
@@ -266,6 +265,7 @@ def test_a_finished_run_is_left_as_it_was(explored, run):
     assert {k: v for k, v in times().items() if "scores" in k} == {k: v for k, v in scores.items() if "scores" in k}
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, str(EXPERIMENTS / "explore.py"), *SMOKE, "--out", str(out)]
@@ -287,6 +287,7 @@ def test_killed_twice_it_ends_with_the_same_results(explored, environment, run, 
         assert [record["epoch"] for record in scripts.read_jsonl(path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_search(explored, environment, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(explored[0], out)
@@ -309,6 +310,7 @@ def test_two_processes_share_the_search(explored, environment, tmp_path):
     assert found.equals(alone)
 
 
+@pytest.mark.slow
 def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(explored[0], out)
@@ -355,6 +357,7 @@ def test_the_chosen_model_goes_to_a_device(run, explored, tmp_path):
     assert table["written_bytes"][-1] == wide > c.generate(lower(model, 4, 8)).written_bytes
 
 
+@pytest.mark.slow
 def test_finalists_at_every_width(run, explored, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(explored[0], out)

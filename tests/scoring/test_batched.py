@@ -89,6 +89,7 @@ def test_a_population_goes_the_way_that_was_the_quicker(rates, taken, rows, bank
     assert set(went) == {"each"}
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_for_a_candidate_that_does_not_hold_it(rows, bank):
     code = ALL.operations.index("counted")
     CALLS.clear()
@@ -135,6 +136,7 @@ def test_a_cpu_factorises_one_matrix_at_a_time(platform):
     assert found == [{"cpu": "4x4", "cuda": "8x4x4"}[platform]]
 
 
+@pytest.mark.slow
 def test_feedback_cells_go_through_time_as_a_batch():
     spec = NetworkSpec((6, 6, 1), 3, CellSpace((3,), feedback=True), channels=2, time_steps=3)
     bank, rows = make_bank(KEY, spec, 1), spec.space.sample(KEY, 12)
@@ -185,6 +187,7 @@ def test_out_of_memory_halves_the_tile_and_says_so(rows, bank, each, monkeypatch
     assert scorer.method == "batched"
 
 
+@pytest.mark.slow
 def test_devices_do_not_change_the_scores(with_devices, tmp_path):
     """On 1, 2 and 8 devices, in a process of its own: a CPU shows as many as jax starts with."""
     out = tmp_path / "scores.npz"

@@ -263,6 +263,7 @@ def test_waste_is_the_transition_of_a_tiles_empty_places():
     assert bench_methods.waste(bench) == pytest.approx(want)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end(tmp_path):
     printed, written = run_small(tmp_path / "bench.json", "--sections limit parts --channels 2")
     assert "### Limit" in printed

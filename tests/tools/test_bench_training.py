@@ -254,6 +254,7 @@ def test_ours_is_compiled_in_the_precision_asked_for(precision):
     assert ("bf16[" in net.program.compiled.as_text()) == (precision == "bfloat16")
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end(tmp_path):
     path = tmp_path / "bench.json"
     options = (

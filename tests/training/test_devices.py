@@ -97,6 +97,7 @@ def both(folders: Sequence[str | None], **changes: object) -> list[subprocess.Po
     return [started(2, folder, 2, index, port, **changes) for index, folder in enumerate(folders)]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(alone, tmp_path):
     first, second = (ended(process) for process in both((None, None)))
     assert_alike(first, alone)
@@ -109,6 +110,7 @@ def test_two_processes_train_as_one(alone, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_trains_by_itself(on_two, tmp_path):
     """What one of them saves alone, another job goes on from."""
     folders = str(tmp_path / "first"), str(tmp_path / "second")

@@ -35,6 +35,7 @@ def test_a_start_in_the_program_of_all_cells(data, model):
         np.testing.assert_allclose(ours, its, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 def test_what_is_exported_is_worth_so_many_bits(data, model, bits):
     config = TrainConfig(epochs=4, batch_size=32, learning_rate=0.05, weight_bits=bits)

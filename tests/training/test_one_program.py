@@ -37,6 +37,7 @@ def assert_close(one, other):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cell"), [("sgd", CELLS[0]), ("nesterov", CELLS[1])])
 def test_the_same_weights_as_a_program_of_its_own(name, cell, data):
     own, shared = both(cell, data, RECIPES[name])
@@ -45,6 +46,7 @@ def test_the_same_weights_as_a_program_of_its_own(name, cell, data):
     assert shared.metrics["train_loss"] == pytest.approx(own.metrics["train_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_neurons_learn_and_two_cells(data):
     spec = NetworkSpec(**{**vars(SPEC), "neuron": NeuronSpec(learn_tau=True, learn_threshold=True)})
     pair = np.stack([SPACE.parse(cell) for cell in CELLS])
@@ -66,6 +68,7 @@ def test_one_compilation_for_all(data):
     assert sizes() == compiled
 
 
+@pytest.mark.slow
 def test_what_a_cell_does_not_use_stays_as_it_was(data):
     row = SPACE.parse(CELLS[0])
     program = loop.Program(SPEC, None, RECIPES["nesterov"], 4, data.mean, data.std, loop.devices_for(16))

@@ -26,7 +26,14 @@ def data():
     return load_dataset("mnist5k", limit_train=40, limit_validation=24, limit_test=8)
 
 
-@pytest.mark.parametrize(("recipe", "one_program"), [("sgd", False), ("nesterov", True), ("muon", False)])
+@pytest.mark.parametrize(
+    ("recipe", "one_program"),
+    [
+        ("sgd", False),
+        pytest.param("nesterov", True, marks=pytest.mark.slow),
+        pytest.param("muon", False, marks=pytest.mark.slow),
+    ],
+)
 def test_each_is_the_training_of_its_seed(recipe, one_program, data):
     row, config = SPACE.parse(CELLS[0]), RECIPES[recipe]
     records = []
@@ -65,6 +72,7 @@ def test_one_that_diverges_is_said(data):
         train_together(SPEC, [SPACE.parse(CELLS[1])] * 2, data, wild, (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sgd", "nesterov"])
 def test_cells_that_differ_are_trained_as_one_by_one(recipe, data):
     """Each with a seed of its own; what a cell does not use stays out of its model."""
