@@ -83,7 +83,6 @@ def test_impact_sets_and_search_never_look_at_test_images(job):
     assert found["finalist"].sum() == 2
 
 
-@pytest.mark.slow
 def test_short_trainings_never_look_at_test_images(job):
     found = search.search_sets(
         dataclasses.replace(job, options=dataclasses.replace(job.options, strategy="trainings")), ((1,), (3,))

@@ -99,6 +99,7 @@ def test_nothing_is_computed_for_a_candidate_that_does_not_hold_it(rows, bank):
     assert 0 < CALLS[WIDTH] <= 2 * (rows == code).sum()  # in cell 1, candidates share
 
 
+@pytest.mark.slow
 def test_a_whole_space_is_ranked_alike():
     space = CellSpace((3,))
     spec = NetworkSpec((6, 6, 1), 3, space, channels=2, time_steps=2)
@@ -111,6 +112,7 @@ def test_a_whole_space_is_ranked_alike():
     assert tau.statistic > 0.9995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{}, {"head": "snasnet", "head_hidden": 8, "neurons_per_class": 2}, {"norm": "over_time"}]
 )

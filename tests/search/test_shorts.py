@@ -184,7 +184,6 @@ def test_a_training_that_diverged_is_not_tried_again(rows, training, monkeypatch
     assert len(tried) == len(set(tried)) == 2
 
 
-@pytest.mark.slow
 def test_trainings_go_on_from_disk_and_validation_alone_decides(rows, training, monkeypatch):
     data = load_dataset("mnist5k", limit_train=16, limit_validation=16, limit_test=16)
     line = line_of(SPEC, cells_of(rows[:4], [np.arange(4)]), np.zeros(4))

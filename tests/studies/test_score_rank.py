@@ -70,6 +70,7 @@ def test_sums_of_ranks():
     assert "1 epoch" in chosen["1 epoch"]
 
 
+@pytest.mark.slow
 def test_sums_are_chosen_by_the_half_for_looking_alone(tmp_path, monkeypatch):
     seen = []
     real = score_rank.best_sums

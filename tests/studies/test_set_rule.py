@@ -78,6 +78,7 @@ def test_cells_of_a_table_are_of_the_sets_that_hold_all_their_sizes():
         assert own.tolist() == [3 in pair, pair == (1, 5), True, pair == (3, 5)]
 
 
+@pytest.mark.slow
 def test_the_small_table(tmp_path):
     published, facts = read_table("mnist5k")
     facts["recipe"]["epochs"] = 1

@@ -54,6 +54,7 @@ def test_what_neurons_learn_and_two_cells(data):
     assert_close(own, shared)
 
 
+@pytest.mark.slow
 def test_one_compilation_for_all(data):
     config = RECIPES["sgd"]
     train(SPEC, SPACE.parse(CELLS[0]), data, config, one_program=True)

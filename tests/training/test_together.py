@@ -57,6 +57,7 @@ def test_each_is_the_training_of_its_seed(recipe, one_program, data):
     assert len({model.metrics["train_loss"] for model in models}) == len(SEEDS)
 
 
+@pytest.mark.slow
 def test_cells_share_one_program(data):
     program: Any = step.train_steps_together
     sizes = []
