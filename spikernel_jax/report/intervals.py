@@ -37,12 +37,15 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
         raise ValueError(f"values={x.tolist()} must be at least one finite number in a row")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must be above 0 and below 1")
-    mean = float(x.mean())
-    if x.size == 1:
+    return of_moments(float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else math.nan, x.size, confidence)
+
+
+def of_moments(mean: float, sd: float, n: int, confidence: float = 0.95) -> Interval:
+    """The `interval` of n values of which mean and standard deviation are known; sd is not looked at for n = 1."""
+    if n == 1:
         return Interval(mean, math.nan, 1, math.nan, math.nan)
-    sd = float(x.std(ddof=1))
-    half = float(special.stdtrit(x.size - 1, (1 + confidence) / 2)) * sd / math.sqrt(x.size)
-    return Interval(mean, sd, x.size, mean - half, mean + half)
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
+    return Interval(mean, sd, n, mean - half, mean + half)
 
 
 def columns(name: str, i: Interval) -> dict[str, float]:

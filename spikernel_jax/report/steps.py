@@ -9,6 +9,7 @@ import numpy as np
 from spikernel_jax.cells import notation
 from spikernel_jax.cells.kernels import kernel_set_text
 from spikernel_jax.io.units import format_bytes
+from spikernel_jax.report import intervals
 from spikernel_jax.report.found import Found
 from spikernel_jax.report.parts import Section, html_table
 
@@ -51,10 +52,13 @@ def _answer(found: Found) -> Section:
     chosen = found.summary.get("chosen")
     if not chosen:
         return Section("", missing="No model has been chosen yet: run experiments/tradeoff.py --out " + str(found.path))
-    sd = chosen.get("test_accuracy_sd")
-    spread = "" if sd is None else f" ± {100 * sd:.2f}"
+    sd, n = chosen.get("test_accuracy_sd"), chosen["seeds"]
+    spread, within = "", ""
+    if sd is not None:
+        *_, low, high = intervals.of_moments(chosen["test_accuracy"], sd, n)
+        spread, within = f" ± {100 * sd:.2f}", f": mean ± sd, 95 % [{100 * low:.2f}, {100 * high:.2f}]"
     facts = [
-        (f"{100 * chosen['test_accuracy']:.2f}{spread} %", f"test accuracy, n = {chosen['seeds']} trainings"),
+        (f"{100 * chosen['test_accuracy']:.2f}{spread} %", f"test accuracy, n = {n} trainings{within}"),
         (f"{100 * chosen['validation_accuracy']:.2f} %", "validation accuracy, by which it was chosen"),
         (format_bytes(chosen["memory_bytes"]), f"memory, counted at {chosen['bits']} bits"),
         (f"{chosen['parameters']:,}", "parameters"),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from spikernel_jax.report.intervals import columns, interval, points
+from spikernel_jax.report.intervals import columns, interval, of_moments, points
 
 
 def test_interval_by_hand():
@@ -18,6 +18,7 @@ def test_interval_by_hand():
     assert interval([0, 1, 2], 0.9).low == pytest.approx(1 - 2.920 / math.sqrt(3), rel=1e-4)
     assert interval([0, 2]).high == pytest.approx(1 + 12.706, rel=1e-4)
     assert interval([3, 3, 3]) == (3, 0, 3, 3, 3)
+    assert of_moments(2.5, math.sqrt(5 / 3), 4) == pytest.approx(interval([1, 2, 3, 4]))
     alone = interval([5])
     assert (alone.mean, alone.n) == (5, 1)
     assert np.isnan([alone.sd, alone.low, alone.high]).all()

@@ -92,7 +92,7 @@ def test_it_opens_with_the_answer_and_has_every_step(page):
     for words in (
         "Chosen: <b>k3</b>",
         "69.00 ± 1.00 %",
-        "n = 2 trainings",
+        "n = 2 trainings: mean ± sd, 95 % [60.02, 77.98]",
         "<b>No gain is shown.</b>",
         "32.1 %",
         "<svg",
