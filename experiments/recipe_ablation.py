@@ -3,6 +3,10 @@
     python experiments/recipe_ablation.py                                        # MNIST digits, all rows
     python experiments/recipe_ablation.py --groups optimiser schedule --seeds 2
     python experiments/recipe_ablation.py --data cifar10 --data-dir DIR --preset gpu --epochs 10 --minutes 25
+    python experiments/recipe_ablation.py --data cifar10 --data-dir DIR --preset cpu-1h --epochs 2 --channels 32
+
+The base of the last is what accuracy.py trains with that preset, network and recipe; most rows then take away what it
+is made of.
 
 Trainings go seed by seed, and after each the table holds what there is: tables/recipe_ablation.parquet and report.md. A
 killed or time-limited run goes on when the same command is given again; more rows and seeds go into the same folder.
@@ -37,35 +41,37 @@ class Options(cli.Shared, cli.MachineOptions, cli.SizeOptions):
     """Time steps T of the base; default the preset's."""
     batch_size: int | None = None
     """Images a step; default the preset's."""
-    base_recipe: str = "snasnet"
-    """Recipe of the base: snasnet or tuned."""
+    base_recipe: str | None = None
+    """Recipe of the base, snasnet (default) or tuned; a preset of accuracy.py, as cpu-1h, has its own."""
+    precision: str | None = None
+    """Of convolutions in every training, float32 (default) or bfloat16."""
     minutes: float = math.inf
     """No training is begun after so many minutes; default no limit."""
 
 
 def open_ablation(options: Options) -> tuple[Job, Base, list[Row]]:
     """Checks all options, loads the data, and makes or continues the run folder, in that order."""
-    sizes = ("epochs", "channels", "limit_train", "time_steps", "batch_size")
-    data, name, seed, preset = cli.study_preset(options, *sizes)
+    sizes = ("epochs", "channels", "limit_train", "time_steps", "batch_size", "precision", "bits")
+    data, name, seed = cli.study_of(options)
     if not 1 <= options.seeds <= 1000:
         raise ValueError(f"--seeds {options.seeds} must be from 1 to 1000")
     if not options.minutes > 0:
         raise ValueError(f"--minutes {options.minutes} must be above 0")
-    base = make_base(data, preset, options.base_recipe)
+    preset, base = make_base(data, name, options.base_recipe, **{size: getattr(options, size) for size in sizes})
     rows = base.choose(options.rows, options.groups)
     config = {
         "data": data,
         "preset": name,
         "seed": seed,
-        "base_recipe": options.base_recipe,
+        "base_recipe": base.recipe,
         "config": dataclasses.asdict(base.config),
         "spec": spec_to_json(base.spec),
         "cell": preset.impact_cell,
         "bits": preset.bits,
     }
     out = options.out or default_folder(data, name, seed, "recipe-ablation")
-    of_job = {"bits": preset.bits, "recipe": options.base_recipe}
-    return open_study(out, config, preset, data_dir=options.data_dir, say=cli.say, **of_job), base, rows
+    job = open_study(out, config, preset, data_dir=options.data_dir, say=cli.say, bits=preset.bits)
+    return job, base, rows
 
 
 def recipe_ablation(options: Options) -> None:

@@ -209,13 +209,18 @@ def show(markdown: str) -> None:
     present(Markdown(markdown))
 
 
+def study_of(options: Shared) -> tuple[str, str, int]:
+    """Data set, preset's name and seed of a study; ValueError on a seed that is none."""
+    return options.data or "mnist5k", options.preset or "cpu", job.check_seed(options.seed or 0)
+
+
 def study_preset(options: Shared, *names: str, **changes: Any) -> tuple[str, str, int, Preset]:
     """Data set, preset's name, seed and preset of a study, in which options of these names replace fields.
 
     Raises:
       ValueError: naming the option that is wrong.
     """
-    data, name, seed = options.data or "mnist5k", options.preset or "cpu", job.check_seed(options.seed or 0)
+    data, name, seed = study_of(options)
     given = {field: getattr(options, field) for field in ("bits", *names)}
     return data, name, seed, get_preset(data, name, **given, **changes)
 

@@ -297,6 +297,12 @@ def get_timed_preset(data: str, name: str) -> Timed:
     return dataclasses.replace(preset, training=training)
 
 
+def is_timed(name: str) -> bool:
+    """Whether a preset of that name is one of trainings in a given time alone."""
+    there = {name for named in TIMED_PRESETS.values() for name in named}
+    return name in there.difference(*PRESETS.values())
+
+
 def _named(presets: dict[str, dict[str, Kind]], data: str, name: str) -> Kind:
     kind = OWN if data not in DATASETS and Path(data).is_dir() else data
     if kind not in presets:

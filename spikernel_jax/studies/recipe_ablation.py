@@ -19,7 +19,7 @@ from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.pipeline import trials
 from spikernel_jax.pipeline.job import Job
 from spikernel_jax.pipeline.options import impact_genotypes
-from spikernel_jax.pipeline.presets import Preset
+from spikernel_jax.pipeline.presets import Preset, Sizes, get_preset, get_timed_preset, is_timed
 from spikernel_jax.pipeline.trials import Trial
 from spikernel_jax.report import pages
 from spikernel_jax.report.intervals import columns, interval, points
@@ -77,6 +77,7 @@ ROWS = {
         Row("sgd", "optimiser", {"optimiser": "sgd"}),
         *(Row(f"rate-{rate}", "optimiser", {"learning_rate": rate}) for rate in (0.05, 0.1, 0.2, 0.4)),
         Row("nesterov", "optimiser", {"optimiser": "nesterov"}),
+        *(_optimiser("sgd", rate, momentum=0.9, weight_decay=5e-4) for rate in (0.05, 0.2)),
         # Their decay is times the learning rate, so it is larger than SGD's.
         *(_optimiser("adamw", rate, weight_decay=0.05) for rate in (0.001, 0.003)),
         *(_optimiser("muon", rate, weight_decay=0.05) for rate in (0.005, 0.02, 0.05, 0.1)),
@@ -91,7 +92,8 @@ ROWS = {
         Row("smoothing", "loss", {"label_smoothing": 0.1}),
         Row("tet-smoothing", "loss", {"loss": "tet", "label_smoothing": 0.1}),
         Row("no-smoothing", "loss", {"label_smoothing": 0.0}),
-        Row("crop-2", "augmentation", {"padding": 2}),
+        *(Row(f"crop-{pixels}", "augmentation", {"padding": pixels}) for pixels in (2, 4)),
+        Row("no-crop", "augmentation", {"padding": 0}),
         Row("trivial", "augmentation", {"trivial": True}),
         Row("cutout", "augmentation", {"cutout": 8}),
         Row("mixup", "augmentation", {"mix": "mixup"}),
@@ -100,15 +102,18 @@ ROWS = {
         Row("ema", "weights", {"ema": 0.999}),
         Row("no-ema", "weights", {"ema": 0.0}),
         Row("decay-kernels", "weights", {"decayed": "kernels"}),
+        Row("no-decay", "weights", {"weight_decay": 0.0}),
         Row("norm-over-time", "network", spec={"norm": "over_time"}),
         Row("head-snasnet", "network", spec={"head": "snasnet"}),
         Row("head-snasnet-dropout", "network", spec={"head": "snasnet", "dropout": 0.5}),
         *(Row(f"steps-{steps}", "time", spec={"time_steps": steps}) for steps in (1, 2, 4, 5, 6)),
         *(Row(f"slope-{slope}", "neuron", neuron={"surrogate_scale": slope}) for slope in (1.0, 4.0)),
-        Row("triangle", "neuron", neuron={"surrogate": "triangle"}),
-        Row("sigmoid", "neuron", neuron={"surrogate": "sigmoid"}),
-        Row("threshold-0.5", "neuron", neuron={"v_threshold": 0.5}),
+        *(Row(name, "neuron", neuron={"surrogate": name}) for name in ("atan", "triangle", "sigmoid")),
+        *(Row(f"threshold-{value}", "neuron", neuron={"v_threshold": value}) for value in (0.5, 1.0)),
         Row("triangle-0.5", "neuron", neuron={"surrogate": "triangle", "v_threshold": 0.5}),
+        Row("atan-1.0", "neuron", neuron={"surrogate": "atan", "v_threshold": 1.0}),
+        Row("soft-reset", "neuron", neuron={"reset": "soft"}),
+        Row("spikes-4", "neuron", neuron={"reset": "soft", "max_spikes": 4}),
         Row("tau-2", "neuron", neuron={"tau": 2.0}),
         Row("k5", "width", kernel_size=5),
         Row("k3-wide", "width", as_large_as=5),
@@ -127,11 +132,13 @@ class Base:
     """What rows change.
 
     Attributes:
+      recipe: what `config` is called.
       spec: the network.
       config: the recipe.
       genotypes: the cell [E] at each kernel size that a row needs.
     """
 
+    recipe: str
     spec: NetworkSpec
     config: TrainConfig
     genotypes: dict[int, NDArray[np.int8]]
@@ -177,21 +184,57 @@ class Base:
         return [row for row in there.values() if every or row.name in (BASE, *names) or row.group in groups]
 
 
-def make_base(data: str, preset: Preset, recipe: str) -> Base:
-    """The base on a data set; ValueError on the first setting that is wrong.
+def make_base(
+    data: str,
+    name: str,
+    recipe: str | None = None,
+    *,
+    bits: int | None = None,
+    precision: str | None = None,
+    **given: Any,
+) -> tuple[Preset, Base]:
+    """The base on a data set, and the preset of its study.
 
     Args:
       data: a known data set.
-      preset: its cell (at 3x3), network, batch size and epochs are used.
-      recipe: a name in `recipe.RECIPES`.
+      name: of a preset of the four steps, whose cell (at 3x3), network, batch size and epochs are the base's; or of one
+        of trainings in a given time, whose recipe is the base's too.
+      recipe: a name in `recipe.RECIPES`, ``"snasnet"`` by default; only with a preset of the four steps.
+      bits: that memory is counted at; None is the preset's.
+      precision: of convolutions; None is the recipe's.
+      **given: fields of the preset, `epochs` and `batch_size` among them, with other values; None keeps the preset's.
+
+    Raises:
+      ValueError: one line on the first setting that is wrong.
     """
+    given = {field: value for field, value in given.items() if value is not None}
     sizes: tuple[int, ...] = (_KERNEL, 5)
     space = CellSpace(sizes)
+    if is_timed(name):
+        timed, called = get_timed_preset(data, name), f"of {name}"
+        if recipe:
+            raise ValueError(f"--base-recipe {recipe}: --preset {name} has a recipe of its own; give one of the two")
+        if "epochs" not in given:
+            raise ValueError(
+                f"--epochs is not given: --preset {name} trains as long as a time allows; say how many here"
+            )
+        of_training = {field: given.pop(field) for field in ("epochs", "batch_size") if field in given}
+        config = dataclasses.replace(timed.training, **of_training)
+        timed = dataclasses.replace(timed, **given)
+        same = {field.name: getattr(timed, field.name) for field in dataclasses.fields(Sizes)}
+        same |= {"epochs": config.epochs, "batch_size": config.batch_size}
+        cell = timed.cell.replace(f"conv{_KERNEL}", "convK")
+        preset = get_preset(data, "cpu", bits=bits, impact_cell=cell, **same)
+        spec = dataclasses.replace(preset.network(data, space), norm=timed.norm, neuron=timed.neuron)
+    else:
+        preset, called = get_preset(data, name, bits=bits, **given), recipe or "snasnet"
+        spec, config = preset.network(data, space), preset.training(data, called)
+    if precision:
+        config = dataclasses.replace(config, precision=precision)
     genotypes: dict[int, np.ndarray] = dict(
         zip(sizes, impact_genotypes(space, preset.impact_cell).values(), strict=True)
     )
-    spec = preset.network(data, space)
-    return Base(spec, preset.training(data, recipe), genotypes)
+    return preset, Base(called, spec, config, genotypes)
 
 
 def ablate(job: Job, base: Base, rows: Sequence[Row], seeds: Sequence[int], deadline: float) -> "pl.DataFrame":
@@ -316,9 +359,10 @@ def _sections(job: Job, base: Base, summary: "pl.DataFrame", missing: Sequence[T
     config = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(base.config).items())
     about = (
         f"{job.data.source}\n\n{len(job.data.train.labels):,} training and {len(job.data.validation.labels):,} "
-        f"validation images; the test split is not touched. Base: recipe {job.options.recipe} ({config}); cell "
+        f"validation images; the test split is not touched. Base: recipe {base.recipe} ({config}); cell "
         f"`{job.preset.impact_cell}` with K = {_KERNEL}, C = {spec.channels}, T = {spec.time_steps}, {spec.head} head, "
-        f"stem stride {spec.stem_stride}.\n\n```sh\n" + "\n".join(commands) + "\n```\n\n"
+        f"stem stride {spec.stem_stride}, norm {spec.norm}, surrogate {spec.neuron.surrogate}, threshold "
+        f"{spec.neuron.v_threshold:g}.\n\n```sh\n" + "\n".join(commands) + "\n```\n\n"
         f"Python {where['python']}, {versions}; {where['platform']}, {where['cpus']} CPUs."
     )
     table = (

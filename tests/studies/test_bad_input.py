@@ -66,6 +66,13 @@ CASES = {
         (["--rows", "sgd"], "--rows 'sgd' is the base or another row again: optimiser=sgd"),
         (["--groups", "colour"], "--groups 'colour' is unknown; known: optimiser, schedule"),
         (["--base-recipe", "magic"], "--recipe 'magic' is unknown; known: snasnet, tuned"),
+        (["--precision", "float16"], "precision='float16' is unknown"),
+        (["--preset", "cpu-1h"], "--preset 'cpu-1h' is unknown for mnist5k; known: cpu-10min, smoke"),
+        (["--preset", "cpu-10min"], "--epochs is not given: --preset cpu-10min trains as long as a time allows"),
+        (
+            ["--preset", "cpu-10min", "--epochs", "2", "--base-recipe", "tuned"],
+            "--preset cpu-10min has a recipe of its own",
+        ),
         (["--seeds", "0"], "--seeds 0 must be from 1 to 1000"),
         (["--minutes", "0"], "--minutes 0.0 must be above 0"),
         (["--minutes", "nan"], "--minutes nan must be above 0"),

@@ -50,14 +50,30 @@ def table_of(out: Path) -> pl.DataFrame:
     return RunFolder.open(out).read_table("recipe_ablation", "recipe_ablation.py").drop("seconds")
 
 
-BASES = {
-    (data, name, recipe): recipe_ablation.make_base(data, presets.get_preset(data, name), recipe)
-    for data, name, recipe in (
-        ("mnist5k", "smoke", "snasnet"),
-        ("cifar10", "cpu", "tuned"),
-        ("cifar10", "gpu", "snasnet"),
+BASES: dict[tuple[str, str, str], recipe_ablation.Base] = {
+    (data, name, recipe or "own"): recipe_ablation.make_base(data, name, recipe, epochs=epochs)[1]
+    for data, name, recipe, epochs in (
+        ("mnist5k", "smoke", "snasnet", None),
+        ("cifar10", "cpu", "tuned", None),
+        ("cifar10", "gpu", "snasnet", None),
+        ("cifar10", "cpu-1h", None, 2),
     )
 }
+
+
+def test_the_base_of_a_timed_preset_is_what_accuracy_trains():
+    timed = presets.get_timed_preset("cifar100", "cpu-1h")
+    spec, genotype = timed.cell_network("cifar100")
+    preset, base = recipe_ablation.make_base("cifar100", "cpu-1h", epochs=3, limit_train=640)
+    assert dataclasses.replace(base.spec, space=spec.space) == spec
+    assert base.spec.space.explicit(base.genotypes[3]) == spec.space.explicit(genotype) == timed.cell
+    assert base.config == dataclasses.replace(timed.training, epochs=3)
+    assert (preset.epochs, preset.batch_size, preset.limit_train) == (3, timed.training.batch_size, 640)
+    preset, base = recipe_ablation.make_base(
+        "cifar100", "cpu-1h", epochs=3, channels=8, time_steps=2, batch_size=32, bits=4, precision="bfloat16"
+    )
+    assert (base.spec.channels, base.spec.time_steps, base.config.batch_size) == (8, 2, 32)
+    assert (preset.bits, preset.batch_size, base.config.precision) == (4, 32, "bfloat16")
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=map("-".join, BASES))
