@@ -48,16 +48,12 @@ _INPUT_STYLE = """
 _WRAP = {"flex-wrap": "wrap"}  # on a narrow screen
 
 _FILTER = """
-const [low, high] = depth.value;
-const shown = [];
-for (let i = 0; i < source.get_length(); i++) {
-  const d = source.data;
-  shown.push((set.value === "all" || d.kernel_set[i] === set.value) && (!fits.active || d.fits[i])
-    && d.conv_edges[i] >= low && d.conv_edges[i] <= high && d.genotype[i].includes(text.value)
-    && (size.value === "all" || new RegExp("conv" + size.value + "(?![0-9])").test(d.genotype[i])));
-}
-return shown;
+const d = source.data, own = set.value, within = fits.active, [low, high] = depth.value, has = text.value;
+const sized = size.value === "all" ? /(?:)/ : new RegExp("conv" + size.value + "(?![0-9])");
+return d.genotype.map((genotype, i) => (own === "all" || d.kernel_set[i] === own) && (!within || d.fits[i])
+  && d.conv_edges[i] >= low && d.conv_edges[i] <= high && genotype.includes(has) && sized.test(genotype));
 """
+_AGAIN = "filter.change.emit()"
 _HAVING = """
 const columns = Object.values(source.data), shown = [];
 for (let i = 0; i < source.get_length(); i++)
@@ -244,7 +240,7 @@ def search(found: Found) -> Any:
     for control in controls.values():
         control.stylesheets = [_style(_INPUT_STYLE)]
     view = models.CDSView(filter=models.CustomJSFilter(args=controls, code=_FILTER))
-    again = models.CustomJS(args={"source": source}, code="source.change.emit()")
+    again = models.CustomJS(args={"filter": view.filter}, code=_AGAIN)
     for name, control in controls.items():
         control.js_on_change("active" if name == "fits" else "value", again)
     plot = _figure(f"{shown.height:,} distinct cells, {most} fidelity", "memory (KiB), counted", f"{most} score",
@@ -371,7 +367,7 @@ def whole(name: str, table: "pl.DataFrame") -> Any:
     source = _source(shown)
     text = models.TextInput(title="rows that have", width=180, name=f"text-{name}", stylesheets=[_style(_INPUT_STYLE)])
     view = models.CDSView(filter=models.CustomJSFilter(args={"text": text}, code=_HAVING))
-    text.js_on_change("value", models.CustomJS(args={"source": source}, code="source.change.emit()"))
+    text.js_on_change("value", models.CustomJS(args={"filter": view.filter}, code=_AGAIN))
     columns = [(column, column, "" if column in texts else "0,0.[0000]") for column in table.columns]
     wide = "none" if len(columns) > _MOST_COLUMNS else "force_fit"  # it scrolls
     return column(text, *data_table(name, source, columns, view=view, autosize_mode=wide), sizing_mode="stretch_width")
