@@ -33,8 +33,8 @@ class Options(cli.Shared, cli.MachineOptions, cli.SizeOptions):
     rows: tuple[str, ...] = ()
     """Rows by name, as nesterov one-cycle; default all, or those of --groups. An unknown name lists them."""
     groups: tuple[str, ...] = ()
-    """Groups of rows, besides --rows: optimiser, schedule, loss, augmentation, weights, network, time, neuron, width,
-    recipe."""
+    """Groups of rows, besides --rows: optimiser, schedule, loss, augmentation, weights, network, time, neuron, cell,
+    width, recipe."""
     seeds: int = 3
     """Trainings of each row."""
     time_steps: int | None = None

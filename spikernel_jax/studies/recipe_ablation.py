@@ -45,6 +45,7 @@ class Row:
       spec: fields of `NetworkSpec`.
       neuron: fields of `NeuronSpec`.
       kernel_size: of the cells' convolutions.
+      cell: in explicit notation; None keeps the base's.
       as_large_as: a kernel size; the width is then the one at which the network's parameters come nearest to those of
         this kernel size at the base's width. None keeps the base's width.
     """
@@ -55,6 +56,7 @@ class Row:
     spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     neuron: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     kernel_size: int = _KERNEL
+    cell: str | None = None
     as_large_as: int | None = None
 
     def __str__(self) -> str:
@@ -62,6 +64,8 @@ class Row:
         words = [f"{name}={value}" for part in (self.config, self.spec, self.neuron) for name, value in part.items()]
         if self.kernel_size != _KERNEL:
             words.append(f"{self.kernel_size}x{self.kernel_size}")
+        if self.cell:
+            words.append(f"cell {self.cell}")
         if self.as_large_as:
             words.append(f"C for the parameters of {self.as_large_as}x{self.as_large_as}")
         return ", ".join(words)
@@ -115,6 +119,9 @@ ROWS = {
         Row("soft-reset", "neuron", neuron={"reset": "soft"}),
         Row("spikes-4", "neuron", neuron={"reset": "soft", "max_spikes": 4}),
         Row("tau-2", "neuron", neuron={"tau": 2.0}),
+        # That of the four steps before a search, and the one that they chose on CIFAR-10 (results/cifar10-cpu-seed0).
+        Row("cell-unsearched", "cell", cell="0>1:conv3 0>3:skip 1>3:conv3"),
+        Row("cell-searched", "cell", cell="0>1:conv3 1>2:conv3 0>3:skip 2>3:conv3"),
         Row("k5", "width", kernel_size=5),
         Row("k3-wide", "width", as_large_as=5),
         Row("k5-narrow", "width", kernel_size=5, as_large_as=3),
@@ -149,7 +156,7 @@ class Base:
             config = dataclasses.replace(self.config, **row.config)
             neuron = dataclasses.replace(self.spec.neuron, **row.neuron)
             spec = dataclasses.replace(self.spec, **{"neuron": neuron, **row.spec})
-            genotype = self.genotypes[row.kernel_size]
+            genotype = spec.space.parse(row.cell) if row.cell else self.genotypes[row.kernel_size]
             if row.as_large_as:
                 wanted = parameters_of(self.spec, self.genotypes[row.as_large_as])
                 spec = dataclasses.replace(spec, channels=width_for(spec, genotype, wanted))
