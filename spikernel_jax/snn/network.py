@@ -9,7 +9,6 @@ Sources: Kim et al., ECCV 2022 (SNASNet), sections 3 and 4, and its public code;
 what LIF layers learn, and NeurIPS 2021, for shortcuts of spikes.
 """
 
-import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,13 +20,13 @@ from jax import lax
 
 from spikernel_jax.operations import convolution
 from spikernel_jax.operations.operation import Operation
-from spikernel_jax.snn import layers, neurons
+from spikernel_jax.snn import choosing, layers, neurons
+from spikernel_jax.snn.choosing import Stats
 from spikernel_jax.snn.spec import CELLS, NetworkSpec, Reader, edge_prefix, layer_name
 
 Array = jax.Array
 # Layer name -> {"kernel", "scale", "bias"}, those that it has; LIF site -> what it learns. One name can be both.
 Params = dict[str, dict[str, Array]]
-Stats = dict[str, dict[str, Array]]  # layer name -> running {"mean", "var"}
 State = dict[str, Any]  # LIF site -> membrane potential; "<cell>.feedback" -> (f0, f1, f2)
 Fired = Callable[[Array, Array], tuple[Array, Array, Any]]  # (v, x) -> v after, spikes, record of a LIF layer
 Observe = Callable[[Array], Any]  # spikes [T, B, ...] of one LIF layer -> pytree, leading axis T
@@ -105,51 +104,6 @@ def dropout_mask(key: Array, spec: NetworkSpec, batch: int) -> Array | None:
     return jax.random.bernoulli(key, 1 - spec.dropout, (batch, spec.features))
 
 
-# What one operation makes of an edge's source node, and running statistics of its layers after that.
-Make = Callable[[], tuple[Array, Stats]]
-
-
-def _added(y: Array, like: jax.ShapeDtypeStruct, total: Array | None) -> Array:
-    return jnp.broadcast_to(y, like.shape) if total is None else total + y
-
-
-def _fixed(
-    code: int, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None, stats: Stats
-) -> tuple[Array | None, Stats]:
-    """Adds the one operation that a fixed code names; code 0 is none."""
-    if not code:
-        return total, stats
-    y, after = makes[code - 1]()
-    return _added(y, like, total), stats | after
-
-
-def _traced(
-    code: Array, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None, stats: Stats
-) -> tuple[Array, Stats]:
-    """Adds the operation that a code names at run time; statistics of the others stay as they are."""
-
-    def none() -> tuple[Array, Stats]:
-        return jnp.zeros(like.shape, like.dtype) if total is None else total, stats
-
-    def added(make: Make) -> tuple[Array, Stats]:
-        y, after = make()
-        # The sum is a branch's own, so that it is one pass over memory with the operation's last.
-        return _added(y, like, total), stats | after
-
-    return lax.switch(code, [none, *(functools.partial(added, make) for make in makes)])
-
-
-def _mixture(
-    weights: Array, makes: list[Make], like: jax.ShapeDtypeStruct, total: Array | None, stats: Stats
-) -> tuple[Array, Stats]:
-    """Adds all operations by their weights; one of weight 0 is not computed. It keeps no statistics."""
-    nothing = result = jnp.zeros(like.shape, like.dtype)
-    for weight, make in zip(weights[1:], makes, strict=True):
-        weighted = lambda w=weight, make=make: w * jnp.broadcast_to(make()[0], like.shape)  # noqa: E731
-        result += lax.cond(weight > 0, weighted, lambda: nothing)
-    return _added(result, like, total), stats
-
-
 Spikes = Mapping[Reader, Array]  # of one node, through each LIF that operations read it through
 
 
@@ -198,7 +152,7 @@ class Pass:
         self.spike_dtype, self.axis_name = spike_dtype, axis_name
         self.codes = dict(zip(CELLS, spec.codes(genotype), strict=True))
         codes = self.codes[CELLS[0]]
-        self.choose = _fixed if isinstance(codes, list) else _mixture if np.ndim(codes) == 2 else _traced
+        self.choose = choosing.chooser(codes)
         self.sites = spec.sites(genotype)
         self.stats = None if stats is None else dict(stats)
         self.state = dict(state)
