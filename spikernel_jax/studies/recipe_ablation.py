@@ -230,8 +230,8 @@ def make_base(
         timed = dataclasses.replace(timed, **given)
         same = {field.name: getattr(timed, field.name) for field in dataclasses.fields(Sizes)}
         same |= {"epochs": config.epochs, "batch_size": config.batch_size}
-        cell = timed.cell.replace(f"conv{_KERNEL}", "convK")
-        preset = get_preset(data, "cpu", bits=bits, impact_cell=cell, **same)
+        same["impact_cell"] = timed.cell.replace(f"conv{_KERNEL}", "convK")
+        preset = dataclasses.replace(get_preset(data, "cpu", bits=bits), **same)
         spec = dataclasses.replace(preset.network(data, space), norm=timed.norm, neuron=timed.neuron)
     else:
         preset, called = get_preset(data, name, bits=bits, **given), recipe or "snasnet"

@@ -64,16 +64,25 @@ BASES: dict[tuple[str, str, str], recipe_ablation.Base] = {
 def test_the_base_of_a_timed_preset_is_what_accuracy_trains():
     timed = presets.get_timed_preset("cifar100", "cpu-1h")
     spec, genotype = timed.cell_network("cifar100")
-    preset, base = recipe_ablation.make_base("cifar100", "cpu-1h", epochs=3, limit_train=640)
+    preset, base = recipe_ablation.make_base("cifar100", "cpu-1h", epochs=3)
+    assert preset.limits == timed.limits == dict.fromkeys(("limit_train", "limit_validation", "limit_test"))
     assert dataclasses.replace(base.spec, space=spec.space) == spec
     assert base.spec.space.explicit(base.genotypes[3]) == spec.space.explicit(genotype) == timed.cell
     assert base.config == dataclasses.replace(timed.training, epochs=3)
-    assert (preset.epochs, preset.batch_size, preset.limit_train) == (3, timed.training.batch_size, 640)
+    assert (preset.epochs, preset.batch_size, preset.limit_train) == (3, timed.training.batch_size, None)
     preset, base = recipe_ablation.make_base(
-        "cifar100", "cpu-1h", epochs=3, channels=8, time_steps=2, batch_size=32, bits=4, precision="bfloat16"
+        "cifar100",
+        "cpu-1h",
+        epochs=3,
+        channels=8,
+        time_steps=2,
+        batch_size=32,
+        bits=4,
+        precision="bfloat16",
+        limit_train=640,
     )
     assert (base.spec.channels, base.spec.time_steps, base.config.batch_size) == (8, 2, 32)
-    assert (preset.bits, preset.batch_size, base.config.precision) == (4, 32, "bfloat16")
+    assert (preset.bits, preset.batch_size, preset.limit_train, base.config.precision) == (4, 32, 640, "bfloat16")
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=map("-".join, BASES))
