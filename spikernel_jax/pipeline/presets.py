@@ -153,6 +153,11 @@ class Timed(Sizes):
         if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
             raise ValueError(f"minutes={self.minutes} must be finite and above 0")
 
+    def network(self, data: str, space: CellSpace, num_classes: int | None = None) -> NetworkSpec:
+        """As of `Sizes`, with the norm and the neurons of these settings."""
+        spec = super().network(data, space, num_classes)
+        return dataclasses.replace(spec, norm=self.norm, neuron=self.neuron)
+
     def cell_network(self, data: str) -> tuple[NetworkSpec, np.ndarray]:
         """The network on a data set, and its genotype [E].
 
@@ -161,8 +166,7 @@ class Timed(Sizes):
         """
         sizes = {int(k) for k in re.findall(r"conv(\d+)", self.cell)} or {1, 3}  # four words name 1×1 and 3×3
         space = CellSpace(tuple(sorted(sizes)))
-        own = {"norm": self.norm, "neuron": self.neuron}
-        spec, genotype = dataclasses.replace(self.network(data, space), **own), space.parse(self.cell)
+        spec, genotype = self.network(data, space), space.parse(self.cell)
         if (parameters := parameters_of(spec, genotype)) >= PARAMETER_LIMIT:
             raise ValueError(
                 f"channels={self.channels}: {parameters:,} parameters must be below {PARAMETER_LIMIT:,}; give fewer"

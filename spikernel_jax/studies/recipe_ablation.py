@@ -232,7 +232,7 @@ def make_base(
         same |= {"epochs": config.epochs, "batch_size": config.batch_size}
         same["impact_cell"] = timed.cell.replace(f"conv{_KERNEL}", "convK")
         preset = dataclasses.replace(get_preset(data, "cpu", bits=bits), **same)
-        spec = dataclasses.replace(preset.network(data, space), norm=timed.norm, neuron=timed.neuron)
+        spec = timed.network(data, space)
     else:
         preset, called = get_preset(data, name, bits=bits, **given), recipe or "snasnet"
         spec, config = preset.network(data, space), preset.training(data, called)
