@@ -1,6 +1,6 @@
 """Benchmark of training one network: how near the machine's limit, against whom, and what spiking costs.
 
-Use: ``python tools/bench_training.py --json bench.json`` (some minutes on two cores), or with ``--quick`` (within 2
+Use: ``python tools/bench_training.py --json bench.json`` (18 to 33 minutes on two cores), or with ``--quick`` (within 2
 minutes, at a smaller batch: shows that everything runs, and roughly what comes out). Tables go to stdout, progress to
 stderr.
 
