@@ -60,9 +60,11 @@ class Trial:
 
 
 class Clock:
-    """Time left: the epochs left of each training times the median epoch of its kind.
+    """Time left: the epochs left of each training times the median epoch of its kind, and compilation.
 
-    A kind of which no epoch was seen is taken to be as fast for its work as all others together.
+    The first epoch of a kind compiles its program. What it took beyond the median of its later epochs is ahead of each
+    kind that is not seen yet, too. A kind of which no later epoch was seen is taken to be as fast for its work as those
+    together of which there was one; before any, first epochs are all that is known, and the time left is too long.
     """
 
     def __init__(self, trials: Iterable[Trial]):
@@ -83,12 +85,15 @@ class Clock:
 
     def left(self) -> float:
         """Seconds."""
-        each = {kind: float(np.median(seconds)) for kind, seconds in self._seconds.items()}
-        rate = sum(each.values()) / sum(self._operations[kind] for kind in each)
-        return sum(
-            epochs * each.get(trial.kind, rate * self._operations[trial.kind])
-            for trial, epochs in self._epochs_left.items()
-        )
+        first = {kind: seconds[0] for kind, seconds in self._seconds.items()}
+        later = {kind: float(np.median(seconds[1:])) for kind, seconds in self._seconds.items() if len(seconds) > 1}
+        known = later or first
+        rate = sum(known.values()) / sum(self._operations[kind] for kind in known)
+        each = {kind: later.get(kind, rate * operations) for kind, operations in self._operations.items()}
+        compilation = np.mean([max(0.0, seconds - each[kind]) for kind, seconds in first.items()])
+        unseen = {trial.kind for trial, epochs in self._epochs_left.items() if epochs} - first.keys()
+        epochs_left = sum(epochs * each[trial.kind] for trial, epochs in self._epochs_left.items())
+        return epochs_left + len(unseen) * float(compilation)
 
 
 def _operations(trial: Trial) -> float:

@@ -22,12 +22,14 @@ def test_time_left():
     clock = Clock([small, large, later])
     for left, seconds in ((2, 9.0), (1, 1.0), (0, 1.0)):  # compilation counts once
         clock.epoch(small, left, seconds)
-    guessed = clock.left()
-    assert guessed > 3 * 1 + 3 * 3  # the large one has more work, by more than three times
-    clock.epoch(large, 2, 4.0)
-    assert clock.left() == pytest.approx(2 * 4 + 3 * 1)
+    epoch = (clock.left() - 3 * 1 - 8) / 3  # of the large one, which is compiled too
+    assert 3 < epoch < 49  # it has more work, by more than three times
+    clock.epoch(large, 2, 20.0)
+    assert clock.left() == pytest.approx(2 * epoch + 3 * 1)  # its first epoch tells nothing of others
+    clock.epoch(large, 1, 4.0)
+    assert clock.left() == pytest.approx(4 + 3 * 1)
     clock.done(later)
-    assert clock.left() == pytest.approx(2 * 4)
+    assert clock.left() == pytest.approx(4)
 
 
 def test_time_left_of_a_kind_unseen_goes_by_its_time_steps():
