@@ -144,12 +144,27 @@ def _updated(running: Params, mean: Array, var: Array, n: int) -> Params:
 def init_conv(key: Array, shape: tuple[int, ...]) -> Array:
     """Kaiming-uniform with a = 2, as the public SNASNet code: ``[k_h, k_w, C_in / groups, C_out]`` float32."""
     bound = math.sqrt(6 / ((1 + 2**2) * math.prod(shape[:-1])))
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    return _first(jax.random.uniform(key, _room(shape), jnp.float32, -bound, bound), shape)
 
 
 def init_linear(key: Array, shape: tuple[int, ...], deviation: float) -> Array:
     """Normal around 0: [C_in, C_out] float32."""
-    return deviation * jax.random.normal(key, shape, jnp.float32)
+    return deviation * _first(jax.random.normal(key, _room(shape), jnp.float32), shape)
+
+
+_LEAST_DRAWN = 4096
+
+
+def _room(shape: tuple[int, ...]) -> tuple[int]:
+    """How many values are drawn for so many: of few sizes, as each is compiled anew, small ones for seconds on a CPU.
+
+    A value that is drawn depends on its key and place alone, not on how many there are.
+    """
+    return (max(_LEAST_DRAWN, 1 << (math.prod(shape) - 1).bit_length()),)
+
+
+def _first(drawn: Array, shape: tuple[int, ...]) -> Array:
+    return drawn[: math.prod(shape)].reshape(shape)
 
 
 def init_affine(channels: int) -> Params:

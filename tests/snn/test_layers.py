@@ -1,0 +1,30 @@
+"""Weights at the start: what JAX draws for their shape, by programs that many shapes share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spikernel_jax.snn import layers
+
+SHAPES = [(1, 1, 16, 16), (3, 3, 1, 16), (5, 5, 7, 3), (4, 4, 16, 16), (3, 3, 16, 32), (7, 7, 32, 32)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_do_not_depend_on_how_many_are_drawn(shape):
+    key = jax.random.fold_in(jax.random.key(3), 5)
+    bound = math.sqrt(6 / (5 * math.prod(shape[:-1])))
+    whole = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    np.testing.assert_array_equal(layers.init_conv(key, shape), whole)
+    rows = math.prod(shape[:-1]), shape[-1]
+    np.testing.assert_array_equal(layers.init_linear(key, rows, 0.01), 0.01 * jax.random.normal(key, rows))
+
+
+def test_small_kernels_are_drawn_by_one_program(monkeypatch):
+    drawn, real = set(), jax.random.uniform
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, *rest: drawn.add(shape) or real(key, shape, *rest))
+    for shape in SHAPES[:4]:
+        layers.init_conv(jax.random.key(0), shape)
+    assert len(drawn) == 1
