@@ -92,8 +92,8 @@ class Clock:
         each = {kind: later.get(kind, rate * operations) for kind, operations in self._operations.items()}
         compilation = np.mean([max(0.0, seconds - each[kind]) for kind, seconds in first.items()])
         unseen = {trial.kind for trial, epochs in self._epochs_left.items() if epochs} - first.keys()
-        epochs_left = sum(epochs * each[trial.kind] for trial, epochs in self._epochs_left.items())
-        return epochs_left + len(unseen) * float(compilation)
+        training = sum(epochs * each[trial.kind] for trial, epochs in self._epochs_left.items())
+        return training + len(unseen) * float(compilation)
 
 
 def _operations(trial: Trial) -> float:

@@ -5,6 +5,7 @@ one convolution over ``T*B`` images. Weights are ``[k, k, C_in, C_out]``.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -144,27 +145,25 @@ def _updated(running: Params, mean: Array, var: Array, n: int) -> Params:
 def init_conv(key: Array, shape: tuple[int, ...]) -> Array:
     """Kaiming-uniform with a = 2, as the public SNASNet code: ``[k_h, k_w, C_in / groups, C_out]`` float32."""
     bound = math.sqrt(6 / ((1 + 2**2) * math.prod(shape[:-1])))
-    return _first(jax.random.uniform(key, _room(shape), jnp.float32, -bound, bound), shape)
+    return _drawn(shape, lambda flat: jax.random.uniform(key, flat, jnp.float32, -bound, bound))
 
 
 def init_linear(key: Array, shape: tuple[int, ...], deviation: float) -> Array:
     """Normal around 0: [C_in, C_out] float32."""
-    return deviation * _first(jax.random.normal(key, _room(shape), jnp.float32), shape)
+    return deviation * _drawn(shape, lambda flat: jax.random.normal(key, flat, jnp.float32))
 
 
 _LEAST_DRAWN = 4096
 
 
-def _room(shape: tuple[int, ...]) -> tuple[int]:
-    """How many values are drawn for so many: of few sizes, as each is compiled anew, small ones for seconds on a CPU.
+def _drawn(shape: tuple[int, ...], draw: Callable[[tuple[int]], Array]) -> Array:
+    """What `draw` gives for a shape: the first of more, of few sizes, as each size is compiled anew.
 
-    A value that is drawn depends on its key and place alone, not on how many there are.
+    Small ones would take seconds on a CPU. With JAX's default generator a value depends on its key and place alone, not
+    on how many are drawn.
     """
-    return (max(_LEAST_DRAWN, 1 << (math.prod(shape) - 1).bit_length()),)
-
-
-def _first(drawn: Array, shape: tuple[int, ...]) -> Array:
-    return drawn[: math.prod(shape)].reshape(shape)
+    size = math.prod(shape)
+    return draw((max(_LEAST_DRAWN, 1 << (size - 1).bit_length()),))[:size].reshape(shape)
 
 
 def init_affine(channels: int) -> Params:

@@ -83,8 +83,8 @@ ROWS = {
         Row("nesterov", "optimiser", {"optimiser": "nesterov"}),
         *(_optimiser("sgd", rate, momentum=0.9, weight_decay=5e-4) for rate in (0.05, 0.2, 0.4, 0.8, 1.6)),
         # Their decay is times the learning rate, so it is larger than SGD's.
-        *(_optimiser("adamw", rate, weight_decay=0.05) for rate in (0.001, 0.003, 0.01, 0.03)),
-        *(_optimiser("muon", rate, weight_decay=0.05) for rate in (0.005, 0.02, 0.05, 0.1, 0.2)),
+        *(_optimiser("adamw", rate, weight_decay=0.05) for rate in (0.001, 0.003, 0.01)),
+        *(_optimiser("muon", rate, weight_decay=0.05) for rate in (0.005, 0.02, 0.05, 0.1)),
         Row("cosine", "schedule", {"schedule": "cosine", "warmup": 0.0}),
         Row("warm-up", "schedule", {"schedule": "cosine", "warmup": 0.1}),
         Row("one-cycle", "schedule", {"schedule": "one_cycle", "warmup": 0.0}),
