@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from spikernel_jax import CellSpace, Model, NetworkSpec, NeuronSpec
 from spikernel_jax.embedded.calibration import calibrated
@@ -35,6 +36,11 @@ CASES = {  # space, cell, what else
     "over time": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3",
                   {"norm": "over_time", "neuron": NeuronSpec(v_threshold=0.6, v_reset=-0.2)}),
 }  # fmt: skip
+
+QUICK = ("sizes", "head", "varied", "feedback", "several spikes")  # each of which takes seconds to compile
+every_kind = pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 
 _NARROWED: dict[tuple[int, int], tuple[Model, Program]] = {}  # each keeps its model, whose id stays its own
 SILENT = {"silent": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3 2>3:conv3", {})}  # nothing leads to node 2

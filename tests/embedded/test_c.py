@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import device
 import scripts
-from embedded_models import CASES, images, model_of, narrowed
+from embedded_models import every_kind, images, model_of, narrowed
 from spikernel_jax import CellSpace, Layer, Model, NetworkSpec, Operation, chain, register_operation, save_model
 from spikernel_jax.embedded import build, c
 from spikernel_jax.embedded.lower import lower
@@ -29,7 +29,7 @@ SANITIZED = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-fsanitize=addre
 
 @needs_compiler
 @pytest.mark.parametrize(("compiler", "bits", "made"), [*((own, 6, lower) for own in COMPILERS), *OTHERS])
-@pytest.mark.parametrize("name", CASES)
+@every_kind
 def test_c_is_the_specification_to_the_bit(name, compiler, bits, made, tmp_path):
     """By each compiler; what the widths of memory do to the C does not depend on it."""
     program = made(model_of(name), bits=bits)
@@ -55,7 +55,7 @@ def test_weights_are_packed_in_twos_complement(bits, out, rows, random):
 
 @needs_compiler
 @pytest.mark.parametrize(("bits", "made"), [(8, lower), (2, lower), (4, narrowed)])
-@pytest.mark.parametrize("name", CASES)
+@every_kind
 def test_nothing_undefined_happens(name, bits, made, tmp_path):
     program = made(model_of(name), bits=bits)
     c.write(c.generate(program), tmp_path / "c")
@@ -66,7 +66,7 @@ def test_nothing_undefined_happens(name, bits, made, tmp_path):
 
 @needs_compiler
 def test_a_depthwise_convolution_may_read_currents(tmp_path):
-    """Behind a pointwise one, in an operation of one's own; all other functions are those of `CASES`."""
+    """Behind a pointwise one, in an operation of one's own; all other functions are those of `every_kind`."""
 
     def of_width(channels: int) -> dict[str, Layer]:
         a = Layer((1, 1, channels, channels), channels)
@@ -102,7 +102,7 @@ def test_a_difference_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("made", [lower, narrowed])
-@pytest.mark.parametrize("name", CASES)
+@every_kind
 def test_memory_is_what_is_said_and_is_shared(name, made):
     program = made(model_of(name))
     source = c.generate(program)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedded_models import CASES, VARIED, model_of, narrowed
+from embedded_models import VARIED, every_kind, model_of, narrowed
 from spikernel_jax import CellSpace, Model, NetworkSpec
 from spikernel_jax.embedded import c
 from spikernel_jax.embedded.lower import lower
@@ -17,7 +17,7 @@ SPACES = (CellSpace((1, 3)), CellSpace(operations=VARIED, direct="any"), CellSpa
 
 
 @pytest.mark.parametrize(("bits", "width"), [(8, 16), (5, 16), (3, 16), (2, 9), (8, 8), (4, 8)])
-@pytest.mark.parametrize("name", CASES)
+@every_kind
 def test_bytes_are_those_of_the_c(name, bits, width):
     model = model_of(name)
     program = narrowed(model, bits) if width == 8 else lower(model, bits, width)

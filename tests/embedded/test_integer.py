@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import device
-from embedded_models import CASES, LEARNING, images, model_of, narrowed
+from embedded_models import LEARNING, every_kind, images, model_of, narrowed
 from spikernel_jax import CellSpace, Model, NeuronSpec, Operation, register_operation
 from spikernel_jax.embedded import bounds
 from spikernel_jax.embedded.calibration import calibrated
@@ -22,7 +22,7 @@ from spikernel_jax.snn import network, neurons
 
 
 @pytest.mark.parametrize(("bits", "made"), [(8, lower), (3, narrowed)])
-@pytest.mark.parametrize("name", CASES)
+@every_kind
 def test_jax_is_the_device_to_the_bit_and_within_its_bounds(name, bits, made):
     program, given = made(model_of(name), bits=bits), images(3)
     found = run(program, given, batch_size=2)
@@ -45,7 +45,7 @@ def test_jax_is_the_device_to_the_bit_and_within_its_bounds(name, bits, made):
     assert max(np.abs(own).max() for own in weights) == 2 ** (bits - 1) - 1
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_kind
 def test_eight_bits_are_nearly_the_float_network(name):
     model, given = model_of(name), images(64)
     found = run(program := lower(model), given)
@@ -63,7 +63,7 @@ def test_eight_bits_are_nearly_the_float_network(name):
     assert np.corrcoef((ours - ours.mean(0)).ravel(), (logits - logits.mean(0)).ravel())[0, 1] > 0.85
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_kind
 def test_images_of_which_nothing_fires_silence_no_layer(name):
     """Twice each threshold has room, whatever was calibrated on."""
     model, given = model_of(name), images(32)

@@ -252,8 +252,8 @@ def test_a_study_that_is_not_finished_or_damaged_says_so(tmp_path):
 def test_it_is_drawn_anew_only_of_other_files(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     drawn: list[Any] = []
-    draw = page_module.write_page
-    monkeypatch.setattr(page_module, "write_page", lambda paths: drawn.append(draw(paths)))
+    monkeypatch.setattr(page_module, "sections_of", lambda found: [])
+    monkeypatch.setattr(page_module, "_render", lambda title, sections: drawn.append(title) or "Step")
     log = run.path / "training"
     log.mkdir()
     page = run.path / "report.html"
