@@ -164,7 +164,7 @@ def drawn(space: CellSpace, n: int, seed: int) -> np.ndarray:
     ],
 )
 def test_equals_a_walk_over_all_candidates(spec, batch):
-    for n in (1, 2, 100):
+    for n in (1, 2, 300):
         singles, others = drawn(spec.space, n, n), drawn(spec.space, n, n + 1)
         twins = np.stack([singles, singles], 1)
         assert necessary_work(spec, singles, batch) == Walk(spec, batch).work(twins)
