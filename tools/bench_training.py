@@ -339,7 +339,7 @@ def _text(settings: Settings, results: dict[str, Any]) -> str:
         f"decay; {ours['precision']}, the batch shared by {len(settings.devices)} devices; {options.rounds} rounds in "
         f"turns. Ceilings, the best of those measured before and after: matrix products {limits.float32 / 1e9:,.0f} "
         f"GFLOP/s in float32, {limits.bfloat16 / 1e9:,.0f} in bfloat16. FLOPs are those of linear layers and, tap by "
-        f"tap, of convolutions: 3 times the forward pass's, the stem's 2 times. Winograd's tiles, by which a CPU trains "
+        f"tap, of convolutions: 3 times the forward pass's, the stem's 2 times. Winograd's tiles, by which CPUs train "
         f"kernels of 3×3, need fewer products than are counted.{peak}\n\n{table(header, rows)}"
     ]
     if "conventional" in entries:
