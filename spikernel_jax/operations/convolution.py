@@ -129,26 +129,29 @@ def _forwards(steps: tuple[int, int], x_NHWC: Array, kernel: Array) -> Array:
     )
 
 
-def _quick(steps: tuple[int, int], x_NHWC: Array, kernel: Array) -> Array:
-    """`_forwards`, where rounding otherwise is quicker that way: in training no published value is to be met."""
-    plainly = functools.partial(_forwards, steps)
+def _quick(steps: tuple[int, int], x_NHWC: Array, kernel: Array, factors: jnp.dtype) -> Array:
+    """`_forwards` of x in the factors' type, rounded otherwise where that is quicker: as only training may."""
+
+    def plainly(x_NHWC: Array, kernel: Array) -> Array:
+        return _forwards(steps, x_NHWC.astype(factors), kernel)
+
     if not _in_tiles(steps, x_NHWC, kernel):
         return plainly(x_NHWC, kernel)
-    in_tiles = functools.partial(winograd.convolved, together=_tiles_together(x_NHWC, max(kernel.shape[2:])))
+    together = _tiles_together(x_NHWC, max(kernel.shape[2:]))
+    in_tiles = functools.partial(winograd.convolved, together=together, factors=factors)
     return lax.platform_dependent(x_NHWC, kernel, cpu=in_tiles, default=plainly)
 
 
 def _in_tiles(steps: tuple[int, int], x_NHWC: Array, kernel: Array) -> bool:
     """Whether `winograd` can be had, and pays on a CPU."""
-    even = not any(side % 2 for side in x_NHWC.shape[1:3])
-    wide = min(kernel.shape[2:]) >= _WIDE and x_NHWC.dtype == jnp.float32
-    return steps == (1, 1) and kernel.shape[:2] == (3, 3) and even and wide
+    even, wide = not any(side % 2 for side in x_NHWC.shape[1:3]), min(kernel.shape[2:]) >= _WIDE
+    return steps == (1, 1) and kernel.shape[:2] == (3, 3) and even and wide and _sums(x_NHWC) == jnp.float32
 
 
 def _tiles_together(x_NHWC: Array, channels: int, least: int = 0) -> int:
     """Images whose tiles, four times as large and of so many channels, are made at once: in two of `_FACTOR_BYTES`."""
     n, h, w, _ = x_NHWC.shape
-    return _together(n, 4 * h * w * channels * x_NHWC.dtype.itemsize // 2, least)
+    return _together(n, 4 * h * w * channels * _sums(x_NHWC).itemsize // 2, least)
 
 
 def _by_rows(x_NHWC: Array, kernel: Array, dilation: int) -> Array:
@@ -219,7 +222,7 @@ def _side_by_side(pixels: int, x_NHWC: Array, kernel: Array) -> Array:
 def _backwards(steps: tuple[int, int], inputs: tuple[Array, Array], g_NHWC: Array) -> tuple[Array, Array]:
     x_NHWC, kernel = inputs
     stride, dilation = steps
-    g_NHWC = g_NHWC.astype(x_NHWC.dtype)  # a gradient of two types at once is not XLA's
+    whole_NHWC, g_NHWC = g_NHWC, g_NHWC.astype(x_NHWC.dtype)  # a gradient of two types at once is not XLA's
 
     def convolved(x_NHWC: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
@@ -232,7 +235,8 @@ def _backwards(steps: tuple[int, int], inputs: tuple[Array, Array], g_NHWC: Arra
         )
 
     if stride == 1:
-        dx_NHWC = _quick(steps, g_NHWC, kernel[::-1, ::-1].swapaxes(2, 3)).astype(x_NHWC.dtype)
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        dx_NHWC = _quick(steps, whole_NHWC, turned, x_NHWC.dtype).astype(x_NHWC.dtype)
     else:
         narrow = kernel.astype(x_NHWC.dtype)
         (dx_NHWC,) = jax.linear_transpose(lambda x_NHWC: convolved(x_NHWC, narrow), x_NHWC)(g_NHWC)
@@ -243,7 +247,7 @@ def _backwards(steps: tuple[int, int], inputs: tuple[Array, Array], g_NHWC: Arra
         return dkernel.astype(kernel.dtype)
 
     def by_products(x_NHWC: Array, g_NHWC: Array) -> Array:
-        if _in_tiles(steps, x_NHWC, kernel):
+        if _in_tiles(steps, x_NHWC, kernel) and x_NHWC.dtype == jnp.float32:
             sums = 16 * math.prod(kernel.shape[2:]) * x_NHWC.dtype.itemsize
             together = _tiles_together(x_NHWC, sum(kernel.shape[2:]), sums)
             return winograd.kernel_gradient(x_NHWC, g_NHWC, together)
@@ -287,7 +291,7 @@ def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, kernel: Array, steps: tuple[i
 
 
 def _differentiated(steps: tuple[int, int], x_NHWC: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _quick(steps, x_NHWC, kernel), (x_NHWC, kernel)
+    return _quick(steps, x_NHWC, kernel, x_NHWC.dtype), (x_NHWC, kernel)
 
 
 _same = jax.custom_vjp(_forwards, nondiff_argnums=(0,))

@@ -10,6 +10,8 @@ outputs y::
 The 16 places of a transformed tile share nothing, and of each place all tiles and channels are one product of matrices:
 16 products for four outputs, where there are 36 else. What is transformed is four times as large, so it is made of as
 few images as fit a cache. The kernel's gradient is that of the formula, ``G' ((A g) * (B' d)) G`` summed over tiles.
+
+Transforms are of float32. Factors of bfloat16 are rounded after them: tiles of spikes, whole numbers, lose nothing.
 """
 
 from collections.abc import Callable
@@ -17,24 +19,30 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 Array = jax.Array
 _Grid = list[list[Array]]  # rows of places
 
 
-def convolved(x_NHWC: Array, kernel: Array, together: int) -> Array:
-    """SAME convolution of stride 1, [N, H, W, C_out].
+def convolved(x_NHWC: Array, kernel: Array, together: int, factors: DTypeLike = jnp.float32) -> Array:
+    """SAME convolution of stride 1, float32 [N, H, W, C_out].
 
     Args:
-      x_NHWC: [N, H, W, C_in], even H and W.
+      x_NHWC: [N, H, W, C_in], even H and W, float32 or bfloat16.
       kernel: [3, 3, C_in, C_out].
       together: how many images are transformed at once, a divisor of N.
+      factors: the type that transformed tiles and kernels are multiplied in.
     """
-    kernels = _both(_grid(kernel), _of_kernel)
+    kernels = _both(_grid(kernel.astype(jnp.float32)), _of_kernel)
+    movable = lax.bitcast_convert_type(x_NHWC, jnp.uint16) if x_NHWC.dtype == jnp.bfloat16 else x_NHWC
+
+    def multiplied(tiles: Array, kernel: Array) -> Array:
+        return jnp.matmul(tiles.astype(factors), kernel.astype(factors), preferred_element_type=jnp.float32)
 
     def outputs(index: Array) -> Array:
-        tiles = _tiles(_part(x_NHWC, index, together))
-        return _side_by_side(_both(_paired(jnp.matmul, tiles, kernels), _to_outputs))
+        tiles = _tiles(_part(movable, index, together))
+        return _side_by_side(_both(_paired(multiplied, tiles, kernels), _to_outputs))
 
     n, h, w, _ = x_NHWC.shape
     return lax.map(outputs, jnp.arange(n // together)).reshape(n, h, w, -1)
@@ -44,8 +52,8 @@ def kernel_gradient(x_NHWC: Array, g_NHWC: Array, together: int) -> Array:
     """Gradient of `convolved` for the kernel, [3, 3, C_in, C_out].
 
     Args:
-      x_NHWC: what was convolved, [N, H, W, C_in].
-      g_NHWC: the gradient for what came out, [N, H, W, C_out].
+      x_NHWC: what was convolved, float32 [N, H, W, C_in].
+      g_NHWC: the gradient for what came out, float32 [N, H, W, C_out].
       together: as in `convolved`.
     """
 
@@ -67,10 +75,16 @@ def _part(whole: Array, index: Array, together: int) -> Array:
 
 
 def _tiles(x_NHWC: Array) -> _Grid:
-    """Transformed tiles, [N, H / 2, W / 2, C] by place."""
+    """Transformed tiles, float32 [N, H / 2, W / 2, C] by place; bfloat16 comes as the whole numbers of its bits."""
     _, h, w, _ = x_NHWC.shape
     x = jnp.pad(x_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return _both([[x[:, i : i + h - 1 : 2, j : j + w - 1 : 2] for j in range(4)] for i in range(4)], _of_tile)
+    read = _widened if x.dtype == jnp.uint16 else lambda x: x
+    return _both([[read(x[:, i : i + h - 1 : 2, j : j + w - 1 : 2]) for j in range(4)] for i in range(4)], _of_tile)
+
+
+def _widened(bits: Array) -> Array:
+    """A bfloat16's bits as float32, as XLA does more slowly."""
+    return lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def _over_tiles(tiles: Array, gradients: Array) -> Array:

@@ -56,6 +56,18 @@ def test_whole_numbers_stay_whole():
     np.testing.assert_array_equal(found, oracle(x, kernel))
 
 
+def test_factors_of_bfloat16_are_rounded_once():
+    """Tiles of spikes are exact, whichever type spikes come in; only the transformed kernel is rounded."""
+    x, kernel = np.random.default_rng(0).integers(0, 5, (2, 8, 8, 32)), drawn(3, 3, 32, 32) / 16
+    exact = winograd.convolved(jnp.float32(x), jnp.asarray(kernel), 1)
+    found = winograd.convolved(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel), 1, jnp.bfloat16)
+    np.testing.assert_array_equal(
+        found, winograd.convolved(jnp.float32(x), jnp.asarray(kernel), 1, jnp.bfloat16), strict=True
+    )
+    error = np.sqrt(np.mean(np.square(found - exact)) / np.mean(np.square(exact)))
+    assert 2**-11 < error < 2**-8
+
+
 def program(function, *arguments) -> str:
     return jax.jit(function).lower(*arguments).compile().as_text() or ""
 
@@ -72,7 +84,8 @@ def gradient(x, kernel):
         (8, 64, 96, "float32", True),
         (7, 32, 32, "float32", False),
         (8, 16, 64, "float32", False),
-        (8, 32, 32, "bfloat16", False),
+        (8, 32, 32, "bfloat16", True),
+        (8, 16, 64, "bfloat16", False),
     ],
 )
 def test_training_takes_it_where_it_pays(side, channels, out, dtype, taken):
