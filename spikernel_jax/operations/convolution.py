@@ -21,6 +21,7 @@ from spikernel_jax.operations import winograd
 Array = jax.Array
 
 _WIDE = 32  # channels from which XLA's CPU convolution is fast
+_TRANSFORMED = (jnp.float32, jnp.bfloat16)  # what `winograd` computes
 _FACTOR_BYTES = 1 << 20  # of the factors that are multiplied at once, in float32: half of a core's cache
 
 
@@ -145,7 +146,7 @@ def _quick(steps: tuple[int, int], x_NHWC: Array, kernel: Array, factors: jnp.dt
 def _in_tiles(steps: tuple[int, int], x_NHWC: Array, kernel: Array) -> bool:
     """Whether `winograd` can be had, and pays on a CPU."""
     even, wide = not any(side % 2 for side in x_NHWC.shape[1:3]), min(kernel.shape[2:]) >= _WIDE
-    return steps == (1, 1) and kernel.shape[:2] == (3, 3) and even and wide and _sums(x_NHWC) == jnp.float32
+    return steps == (1, 1) and kernel.shape[:2] == (3, 3) and even and wide and x_NHWC.dtype in _TRANSFORMED
 
 
 def _tiles_together(x_NHWC: Array, channels: int, least: int = 0) -> int:
@@ -250,7 +251,7 @@ def _backwards(steps: tuple[int, int], inputs: tuple[Array, Array], g_NHWC: Arra
         if _in_tiles(steps, x_NHWC, kernel) and x_NHWC.dtype == jnp.float32:
             sums = 16 * math.prod(kernel.shape[2:]) * x_NHWC.dtype.itemsize
             together = _tiles_together(x_NHWC, sum(kernel.shape[2:]), sums)
-            return winograd.kernel_gradient(x_NHWC, g_NHWC, together)
+            return winograd.kernel_gradient(x_NHWC, g_NHWC, together).astype(kernel.dtype)
         return _kernel_gradient(x_NHWC, g_NHWC, kernel, steps).astype(kernel.dtype)
 
     with jax.named_scope("kernel_gradient"):  # profiles tell it from the input's
