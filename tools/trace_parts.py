@@ -47,6 +47,15 @@ class Instruction(NamedTuple):
     source: str  # the operation it came from, as JAX names it
 
 
+class Event(NamedTuple):
+    """An instruction as a device ran it."""
+
+    line: str  # thread, or a GPU's stream
+    module: str
+    name: str
+    seconds: float
+
+
 def _place(function: Callable[..., Any]) -> tuple[str, str]:
     plain = inspect.unwrap(function)
     return Path(plain.__code__.co_filename).name, plain.__qualname__
@@ -112,12 +121,12 @@ def instructions(text: str) -> dict[str, Instruction]:
 
 
 def device_seconds(
-    events: Iterable[Mapping[str, Any]], programs: Mapping[str, Mapping[str, Instruction]]
+    events: Iterable[Event], programs: Mapping[str, Mapping[str, Instruction]]
 ) -> tuple[Counter[str], Counter[tuple[str, str]]]:
     """Seconds of device time, summed over devices, by part and by (part, source).
 
     Args:
-      events: of a trace, in Chrome's format (`traceEvents`). Of a GPU's those on its streams count.
+      events: of a profile. Of a GPU's those on its streams count.
       programs: instructions of each module that counts, by its name.
     """
     parts: Counter[str] = Counter({part: 0.0 for part in PARTS})
@@ -128,29 +137,24 @@ def device_seconds(
     return parts, sources
 
 
-def launches(events: Iterable[Mapping[str, Any]], programs: Mapping[str, Mapping[str, Instruction]]) -> int:
+def launches(events: Iterable[Event], programs: Mapping[str, Mapping[str, Instruction]]) -> int:
     """How many instructions the devices ran; arguments as `device_seconds`."""
     return sum(1 for _ in _of_devices(events, programs))
 
 
 def _of_devices(
-    events: Iterable[Mapping[str, Any]], programs: Mapping[str, Mapping[str, Instruction]]
+    events: Iterable[Event], programs: Mapping[str, Mapping[str, Instruction]]
 ) -> Iterator[tuple[Instruction, str, float]]:
     """Each event of a device that is not of instructions inside it: the instruction, its name, and seconds."""
     events = list(events)
-    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e.get("name") == "thread_name"}
-    streams = {thread for thread, name in threads.items() if name.startswith("Stream")}
+    streams = {event.line for event in events if event.line.startswith("Stream")}
     for event in events:
-        arguments = event.get("args", {})
-        program = programs.get(arguments.get("hlo_module", ""))
-        if event.get("ph") != "X" or program is None or "hlo_op" not in arguments:
+        program = programs.get(event.module)
+        if program is None or (streams and event.line not in streams):
             continue
-        if streams and (event["pid"], event["tid"]) not in streams:
-            continue
-        name = arguments["hlo_op"]
-        instruction = program.get(name, Instruction("", REST, name))
+        instruction = program.get(event.name, Instruction("", REST, event.name))
         if instruction.opcode not in _NESTING:
-            yield instruction, name, event["dur"] / 1e6
+            yield instruction, event.name, event.seconds
 
 
 def live_programs(device: Any, names: Container[str]) -> dict[str, dict[str, Instruction]]:
@@ -159,8 +163,8 @@ def live_programs(device: Any, names: Container[str]) -> dict[str, dict[str, Ins
     return {name: instructions(module.to_string()) for name, module in modules.items() if name in names}
 
 
-def profile(call: Callable[[], Any]) -> tuple[list[dict[str, Any]], float]:
-    """Events of a call, in Chrome's format, and its wall time in seconds."""
+def profile(call: Callable[[], Any]) -> tuple[list[Event], float]:
+    """Events of a call, and its wall time in seconds."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -169,15 +173,14 @@ def profile(call: Callable[[], Any]) -> tuple[list[dict[str, Any]], float]:
             call()
             seconds = time.perf_counter() - start
         (path,) = Path(folder).rglob("*.xplane.pb")
-        return list(_in_chromes_format(path)), seconds
+        return list(_events(path)), seconds
 
 
-def _in_chromes_format(path: Path) -> Iterator[dict[str, Any]]:
-    """All events of instructions: of the profiler's own file in that format, it leaves out what is beyond a million."""
-    for pid, plane in enumerate(jax.profiler.ProfileData.from_file(str(path)).planes):
-        for tid, line in enumerate(plane.lines):
-            yield {"pid": pid, "tid": tid, "name": "thread_name", "args": {"name": line.name}}
+def _events(path: Path) -> Iterator[Event]:
+    """All of instructions: the profiler's other file, in Chrome's format, leaves out what is beyond a million."""
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
             for event in line.events:
                 if "hlo_op" in (found := dict(event.stats)):
-                    arguments = {name: found.get(name, "") for name in ("hlo_op", "hlo_module")}
-                    yield {"pid": pid, "tid": tid, "ph": "X", "dur": event.duration_ns / 1e3, "args": arguments}
+                    module, name = (str(found.get(of, "")) for of in ("hlo_module", "hlo_op"))
+                    yield Event(line.name, module, name, event.duration_ns / 1e9)

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import NDArray
 
-from spikernel_jax.operations import winograd
+from spikernel_jax.operations import bits, winograd
 
 Array = jax.Array
 
@@ -170,26 +170,16 @@ def _by_rows(x_NHWC: Array, kernel: Array, dilation: int) -> Array:
         x = jnp.pad(x, pad)
         x = jnp.concatenate([x[:, :, j * dilation : j * dilation + w] for j in range(wide)], -1)
         rows = (x[:, i * dilation : i * dilation + h].reshape(-1, wide * c_in) for i in range(high))
-        products = [_product(_moved(row, dtype), factor) for row, factor in zip(rows, factors, strict=True)]
+        products = [_product(bits.moved(row, dtype), factor) for row, factor in zip(rows, factors, strict=True)]
         return functools.reduce(jnp.add, products)
 
-    return lax.map(summed, _movable(x_NHWC).reshape(-1, together, h, w, c_in)).reshape(n, h, w, c_out)
+    return lax.map(summed, bits.movable(x_NHWC).reshape(-1, together, h, w, c_in)).reshape(n, h, w, c_out)
 
 
 def _together(n: int, size: int, least: int = 0) -> int:
     """Of n images, each of so many bytes of a factor, how many are multiplied at once."""
     fit = max(1, max(_FACTOR_BYTES, least) // size)
     return next(images for images in range(min(n, fit), 0, -1) if n % images == 0)
-
-
-def _movable(x: Array) -> Array:
-    """The same bytes, of a type that is copied as it is."""
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def _moved(x: Array, dtype: jnp.dtype) -> Array:
-    """What `_movable` made something of."""
-    return x if x.dtype == dtype else lax.bitcast_convert_type(x, dtype)
 
 
 def _product(left: Array, right: Array) -> Array:
@@ -273,7 +263,7 @@ def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, kernel: Array, steps: tuple[i
     # Gradients lie where the middle of their window does.
     beside = (left, left + w - 1 - stride * (columns - 1), stride - 1)
 
-    movable = _movable(x_NHWC), _movable(g_NHWC)
+    movable = bits.movable(x_NHWC), bits.movable(g_NHWC)
 
     def add(index: Array, total: Array) -> Array:
         # Slices, for pieces of another shape would be computed beside the whole, of which the other gradient is made.
@@ -285,7 +275,7 @@ def _kernel_gradient(x_NHWC: Array, g_NHWC: Array, kernel: Array, steps: tuple[i
         starts = (2 * left - j * dilation for j in range(wide))
         right_factor = jnp.concatenate([g[:, :, j : j + w] for j in starts], -1)
         factors = left_factor.reshape(high * c_in, -1), right_factor.reshape(-1, wide * c_out)
-        return total + _product(*(_moved(factor, dtype) for factor in factors))
+        return total + _product(*(bits.moved(factor, dtype) for factor in factors))
 
     total = lax.fori_loop(0, n // together, add, jnp.zeros((high * c_in, wide * c_out), _sums(x_NHWC)))
     return total.reshape(high, c_in, wide, c_out).swapaxes(1, 2)

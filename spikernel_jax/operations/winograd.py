@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from spikernel_jax.operations import bits
+
 Array = jax.Array
 _Grid = list[list[Array]]  # rows of places
 
@@ -35,7 +37,7 @@ def convolved(x_NHWC: Array, kernel: Array, together: int, factors: DTypeLike = 
       factors: the type that transformed tiles and kernels are multiplied in.
     """
     kernels = _both(_grid(kernel.astype(jnp.float32)), _of_kernel)
-    movable = lax.bitcast_convert_type(x_NHWC, jnp.uint16) if x_NHWC.dtype == jnp.bfloat16 else x_NHWC
+    movable = bits.movable(x_NHWC)
 
     def multiplied(tiles: Array, kernel: Array) -> Array:
         return jnp.matmul(tiles.astype(factors), kernel.astype(factors), preferred_element_type=jnp.float32)
@@ -75,16 +77,11 @@ def _part(whole: Array, index: Array, together: int) -> Array:
 
 
 def _tiles(x_NHWC: Array) -> _Grid:
-    """Transformed tiles, float32 [N, H / 2, W / 2, C] by place; bfloat16 comes as the whole numbers of its bits."""
+    """Transformed tiles, float32 [N, H / 2, W / 2, C] by place, of what `bits.movable` gives."""
     _, h, w, _ = x_NHWC.shape
     x = jnp.pad(x_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    read = _widened if x.dtype == jnp.uint16 else lambda x: x
-    return _both([[read(x[:, i : i + h - 1 : 2, j : j + w - 1 : 2]) for j in range(4)] for i in range(4)], _of_tile)
-
-
-def _widened(bits: Array) -> Array:
-    """A bfloat16's bits as float32, as XLA does more slowly."""
-    return lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+    pixels = [[x[:, i : i + h - 1 : 2, j : j + w - 1 : 2] for j in range(4)] for i in range(4)]
+    return _both([[bits.widened(pixel) for pixel in row] for row in pixels], _of_tile)
 
 
 def _over_tiles(tiles: Array, gradients: Array) -> Array:

@@ -49,7 +49,7 @@ def test_it_is_the_convolution_and_its_gradient(shape, out, together):
 
 
 def test_whole_numbers_stay_whole():
-    """Spikes and currents of a few halves and quarters are not rounded at all."""
+    """Nothing is rounded: halves and quarters of kernels are exact too."""
     draw = np.random.default_rng(0)
     x, kernel = draw.integers(0, 5, (4, 8, 8, 32)), draw.integers(-8, 9, (3, 3, 32, 32))
     found = winograd.convolved(jnp.float32(x), jnp.float32(kernel), 2)

@@ -98,20 +98,15 @@ def test_instructions_belong_to_the_innermost_known_function(shift):
     assert found["convolution.1"].source == "jit(f)/conv"
 
 
-def event(name: str, micros: float, thread: int = 1, module: str = "jit_f") -> dict[str, Any]:
-    return {"ph": "X", "pid": 1, "tid": thread, "dur": micros, "args": {"hlo_module": module, "hlo_op": name}}
-
-
-def thread(number: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": name}}
+def event(name: str, micros: float, line: str = "1", module: str = "jit_f") -> trace_parts.Event:
+    return trace_parts.Event(line, module, name, micros / 1e6)
 
 
 def test_device_time_by_part():
     events = [
         event("while.3", 1000),  # holds the others
-        event("convolution.1", 5), event("convolution.1", 7, thread=2), event("fusion.2", 4), event("deep", 3),
+        event("convolution.1", 5), event("convolution.1", 7, line="2"), event("fusion.2", 4), event("deep", 3),
         event("plain", 2), event("unheard.of", 1), event("convolution.1", 50, module="jit_other"),
-        {"ph": "X", "pid": 1, "tid": 1, "dur": 99, "name": "python"},
     ]  # fmt: skip
     parts, sources = trace_parts.device_seconds(events, {"jit_f": program(1)})
     want = {"convolution": 12e-6, "pooling": 4e-6, "lif": 3e-6, "rest": 3e-6, "norm": 0, "gram": 0}
@@ -122,8 +117,7 @@ def test_device_time_by_part():
 
 
 def test_of_a_gpu_only_streams_count():
-    names = [thread(1, "Stream #13(Compute)"), thread(2, "XLA Ops")]
-    events = [*names, event("deep", 3, thread=1), event("deep", 3, thread=2)]
+    events = [event("deep", 3, line="Stream #13(Compute)"), event("deep", 3, line="XLA Ops")]
     assert trace_parts.device_seconds(events, {"jit_f": program(1)})[0]["lif"] == pytest.approx(3e-6)
 
 
