@@ -21,7 +21,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
-# What is tested are the programs XLA is given and its own passes over them (test_convolution.py reads their outcome).
+# What is tested are the programs XLA is given and its own passes over them (test_layouts.py reads their outcome).
 # Their machine code is made in the quickest way: LLVM's optimiser would take half of all compilation, and fusions
 # emitted by way of MLIR half of the rest. Flags that are set already win, so that
 # `XLA_FLAGS=--xla_backend_optimization_level=3` tests the machine code that users run.

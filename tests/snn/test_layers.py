@@ -1,4 +1,4 @@
-"""Weights at the start: what JAX draws for their shape, by programs that many shapes share."""
+"""Weights at the start are what JAX draws for their shape, by programs that many shapes share; pooling, norms."""
 
 import math
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from oracles import downsample_oracle
 from spikernel_jax.snn import layers
 
 SHAPES = [(1, 1, 16, 16), (3, 3, 1, 16), (5, 5, 7, 3), (4, 4, 16, 16), (3, 3, 16, 32), (7, 7, 32, 32)]
@@ -28,3 +29,18 @@ def test_small_kernels_are_drawn_by_one_program(monkeypatch):
     for shape in SHAPES[:4]:
         layers.init_conv(jax.random.key(0), shape)
     assert len(drawn) == 1
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_downsample(factor):
+    x = np.random.default_rng(0).normal(size=(2, 3, 7, 6, 2))
+    with jax.enable_x64(True):
+        ours, backwards = jax.vjp(lambda x: layers.downsample(x, factor), jnp.asarray(x))
+        dx = np.asarray(*backwards(ours))
+    np.testing.assert_allclose(ours, downsample_oracle(x, factor), rtol=1e-12)
+    np.testing.assert_allclose((dx * x).sum(), np.square(ours).sum(), rtol=1e-12)  # linear: <dx, x> = <ours, ours>
+
+
+def test_batch_norm_needs_statistics_to_evaluate():
+    with pytest.raises(ValueError, match="train=False needs running statistics"):
+        layers.batch_norm(jnp.zeros((1, 1, 2, 2, 1)), layers.init_affine(1), None, train=False)

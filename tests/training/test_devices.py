@@ -14,7 +14,6 @@ import pytest
 
 from spikernel_jax.training.devices import devices_for
 
-TESTS = Path(__file__).parent
 _TRAIN = """
 import json, sys
 import jax
@@ -22,13 +21,14 @@ devices, folder, changes, processes, index, port = json.loads(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", devices)
 if processes > 1:
     jax.distributed.initialize(f"localhost:{port}", processes, index)
-sys.path.insert(0, sys.argv[2])
-import test_train as t
+from pathlib import Path
+import small_training
+from spikernel_jax.training.recipe import TrainConfig
 named = {"devices": jax.local_devices()} if changes.pop("by_itself", False) else {}
-config = t.TrainConfig(epochs=3, batch_size=16, learning_rate=0.2, padding=1, ema=0.9, **changes)
+config = TrainConfig(epochs=3, batch_size=16, learning_rate=0.2, padding=1, ema=0.9, **changes)
 losses = []
 named |= {"config": config, "progress": lambda record: losses.append(record["train_loss"])}
-model = t.run(folder and t.Path(folder), **named)
+model = small_training.run(folder and Path(folder), **named)
 assert len(jax.devices()) == devices * processes
 sums = [float(abs(leaf).sum()) for leaf in jax.tree.leaves((model.params, model.stats))]
 print(json.dumps({"losses": losses, "sums": sums, "validation": model.metrics["validation_accuracy"]}))
@@ -40,7 +40,7 @@ def started(devices: int, folder: str | None, processes: int = 1, index: int = 0
     arguments = json.dumps([devices, folder, changes, processes, index, port])
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
-        [sys.executable, "-c", _TRAIN, arguments, str(TESTS)],
+        [sys.executable, "-c", _TRAIN, arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 

@@ -17,46 +17,15 @@ import numpy as np
 import pytest
 
 import scripts
+from small_training import CELL, CONFIG, SPEC, assert_same_weights, data, halves, run
 from spikernel_jax import make_dataset
-from spikernel_jax.cells.space import CellSpace
-from spikernel_jax.data import Dataset, Split, epoch_batches, normalise
-from spikernel_jax.snn import cost, network
-from spikernel_jax.snn.model import Model, hashable
+from spikernel_jax.data import Split
+from spikernel_jax.snn import cost
+from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import NetworkSpec
-from spikernel_jax.training import devices, recipe
 from spikernel_jax.training import loop as training
 from spikernel_jax.training.evaluation import evaluate, measure_spikes
-from spikernel_jax.training.loop import train
 from spikernel_jax.training.recipe import TrainConfig
-
-SPEC = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), channels=2, time_steps=2, dropout=0.1)
-CELL = SPEC.space.parse("0>1:skip 0>3:conv3 1>3:avgpool")
-CONFIG = TrainConfig(epochs=6, batch_size=6, learning_rate=0.2, padding=1)  # 11 steps an epoch: calls of 4, 4 and 3
-
-
-def halves(n: int, seed: int) -> Split:
-    """Noise with a bright left (class 0) or right half (class 1)."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 2
-    images = rng.integers(60, size=(n, 8, 8, 1))
-    images[labels == 0, :, :4] += 150
-    images[labels == 1, :, 4:] += 150
-    return Split(images.astype(np.uint8), labels)
-
-
-def data(held_out: int = 10) -> Dataset:
-    return make_dataset("halves", halves(70, 0), halves(24, held_out), halves(40, held_out + 1), 2)
-
-
-def run(folder: Path | None = None, **changes: Any) -> Model:
-    """The training of this file; killed processes run the same."""
-    arguments: dict[str, Any] = {"spec": SPEC, "genotype": CELL, "data": data(), "config": CONFIG, "seed": 1}
-    return train(**(arguments | changes), folder=folder)
-
-
-def assert_same_weights(a: Model, b: Model) -> None:
-    assert jax.tree.structure((a.params, a.stats)) == jax.tree.structure((b.params, b.stats))
-    jax.tree.map(np.testing.assert_array_equal, (a.params, a.stats), (b.params, b.stats))
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +150,11 @@ def test_a_recipe_names_its_wrong_field(field, value):
         TrainConfig(**{field: value})
 
 
-# Resume
-
 _CHILD = """
 import os, signal, sys, threading
 from pathlib import Path
-import test_train as t
+import small_training
+from spikernel_jax.training import loop
 from spikernel_jax.training.checkpoint import TrainingCheckpoints
 from spikernel_jax.io.signals import StoppedError
 moment, count, delay = sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -201,15 +169,15 @@ def counted(function, before):
         return function(*arguments)
     return call
 if moment == "step":
-    t.training.train_steps = counted(t.training.train_steps, die)
+    loop.train_steps = counted(loop.train_steps, die)
 elif moment == "asked":
-    t.training.train_steps = counted(t.training.train_steps, ask)
+    loop.train_steps = counted(loop.train_steps, ask)
 elif moment == "before save":
     TrainingCheckpoints.save = counted(TrainingCheckpoints.save, die)
 else:
     TrainingCheckpoints.save = counted(TrainingCheckpoints.save, lambda: threading.Timer(delay, die).start())
 try:
-    t.run(Path(sys.argv[1]))
+    small_training.run(Path(sys.argv[1]))
 except StoppedError as stopped:
     sys.exit(stopped.exit_status)
 """
@@ -377,154 +345,3 @@ def test_weights_that_the_last_update_breaks_are_not_saved(tmp_path, monkeypatch
     assert [entry.name for entry in (tmp_path / "state").iterdir() if entry.is_dir()] == ["4"]
     with pytest.raises(training.TrainingDivergedError, match="epoch 2"):
         run(None, config=config)
-
-
-# The optimiser
-
-
-def optimiser_of(config: Any, total: int) -> Any:
-    return recipe.optimiser(config, total)
-
-
-def test_the_learning_rate_falls_on_a_cosine_to_its_final_fraction():
-    config = TrainConfig(learning_rate=0.4, final_fraction=0.05, momentum=0.0, weight_decay=0.0)
-    optimiser = optimiser_of(config, 20)
-    weights = {"w": jnp.zeros(1)}
-    state, rates = optimiser.init(weights), []
-    for _ in range(23):
-        updates, state = optimiser.update({"w": jnp.ones(1)}, state, weights)
-        rates.append(-float(updates["w"][0]))
-    progress = np.minimum(np.arange(23) / 20, 1)
-    expected = 0.4 * (0.05 + 0.95 * (1 + np.cos(np.pi * progress)) / 2)
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
-    assert rates[0] == pytest.approx(0.4)
-    assert rates[20] == rates[22] == pytest.approx(0.4 * 0.05)
-
-
-def test_a_step_is_momentum_sgd_with_weight_decay_in_the_gradient():
-    """PyTorch's order, which the published recipe means: decay joins the gradient before the momentum."""
-    config = TrainConfig(learning_rate=0.3, final_fraction=0.1, momentum=0.9, weight_decay=0.01)
-    optimiser = optimiser_of(config, 6)
-    rng = np.random.default_rng(0)
-    w = rng.normal(size=(3, 2))
-    velocity = np.zeros_like(w)
-    weights: Any = {"w": jnp.asarray(w, jnp.float32)}
-    state = optimiser.init(weights)
-    for t in range(6):
-        gradient = rng.normal(size=w.shape)
-        updates, state = optimiser.update({"w": jnp.asarray(gradient, jnp.float32)}, state, weights)
-        weights = jax.tree.map(lambda a, b: a + b, weights, updates)
-        rate = 0.3 * (0.1 + 0.9 * (1 + np.cos(np.pi * t / 6)) / 2)
-        velocity = 0.9 * velocity + (gradient + 0.01 * w)
-        w = w - rate * velocity
-        np.testing.assert_allclose(weights["w"], w, rtol=1e-5, atol=1e-6)
-
-
-# Every field of the recipe reaches the weights
-
-EVERYTHING = TrainConfig(
-    epochs=3,
-    batch_size=8,
-    learning_rate=0.05,
-    final_fraction=0.3,
-    momentum=0.7,
-    weight_decay=0.2,
-    padding=2,
-    flip=True,
-    optimiser="nesterov",
-    warmup=0.25,
-    loss="tet",
-    label_smoothing=0.2,
-    trivial=True,
-    cutout=3,
-    mix="mixup",
-    mix_alpha=0.4,
-    decayed="kernels",
-    ema=0.6,
-)
-
-
-def by_hand(config: Any, total: int, given: Dataset, seed: int) -> tuple[Any, Any]:
-    """Weights and statistics that are exported, from the recipe's parts and the definition of a training."""
-    init_key, order_key, step_key = (jax.random.fold_in(jax.random.key(seed), i) for i in range(3))
-    params, stats = network.init(init_key, SPEC, CELL)
-    optimiser = recipe.optimiser(config, total)
-    state, average = optimiser.init(params), (params, stats)
-
-    @jax.jit
-    def step(params: Any, stats: Any, state: Any, average: Any, number: Any, chosen: Any) -> Any:
-        drawn, mask = jax.random.split(jax.random.fold_in(step_key, number))
-        images, labels = jnp.asarray(given.train.images)[chosen], jnp.asarray(given.train.labels)[chosen]
-        x, targets = recipe.inputs(config, drawn, images, labels, 2, given.mean, given.std)
-        keep = network.dropout_mask(mask, SPEC, len(chosen))
-
-        def loss(params: Any) -> Any:
-            out = network.apply(SPEC, CELL, params, x, stats=stats, train=True, dropout_keep=keep)
-            return recipe.loss(config, out.logits_TBK, targets), out.stats
-
-        grads, stats = jax.grad(loss, has_aux=True)(params)
-        updates, state = optimiser.update(grads, state, params)
-        params = jax.tree.map(lambda a, b: a + b, params, updates)
-        decay = jnp.minimum(config.ema, (1 + number) / (10 + number))
-        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, (params, stats))
-        return params, stats, state, average
-
-    orders = [
-        np.asarray(epoch_batches(jax.random.fold_in(order_key, epoch), len(given.train.labels), config.batch_size))
-        for epoch in range(config.epochs)
-    ]
-    for number, chosen in enumerate(np.concatenate(orders)):
-        params, stats, state, average = step(params, stats, state, average, number, chosen)
-    return average if config.ema else (params, stats)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [EVERYTHING, TrainConfig(epochs=2, batch_size=16, optimiser="muon", learning_rate=0.02, schedule="one_cycle")],
-    ids=["everything", "muon"],
-)
-def test_a_training_is_its_recipes_parts_put_together(config):
-    """No part is left out, whatever it is: each is compared with its definition in test_recipe.py."""
-    given = data()
-    model = run(config=config)
-    params, stats = by_hand(config, config.epochs * (70 // config.batch_size), given, 1)
-    # Behind a convolution in a cell stands another norm, so the bias has no gradient but rounding, and Muon's Adam
-    # makes steps of any gradient's sign.
-    compared = [leaf.ndim > 1 or config.optimiser != "muon" for leaf in jax.tree.leaves(params)]
-    pairs = [*zip(jax.tree.leaves(model.params), jax.tree.leaves(params), compared, strict=True)]
-    pairs += [
-        (a, b, config.optimiser != "muon") for a, b in zip(*map(jax.tree.leaves, (model.stats, stats)), strict=True)
-    ]
-    for ours, other, look in pairs:
-        if look:
-            np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-4)
-    start, _ = network.init(jax.random.fold_in(jax.random.key(1), 0), SPEC, CELL)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), model.params, start)
-    assert max(jax.tree.leaves(moved)) > 1e-2  # the tolerance is small beside what a training does
-
-
-@pytest.mark.parametrize("precision", recipe.PRECISIONS)
-def test_the_precision_is_that_of_the_program(precision):
-    config = TrainConfig(batch_size=8, precision=precision)
-    plan = training.Program(SPEC, hashable(CELL), config, 10, (0.5,), (0.2,), devices.devices_for(8))
-    images, labels = jnp.zeros((8, 8, 8, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
-    chosen = jnp.zeros((1, 8), jnp.int32)
-    state = jax.eval_shape(lambda: plan.start(jax.random.key(0)))
-    program = training.train_steps.lower(plan, state, (), jax.random.key(0), images, labels, chosen).as_text()
-    assert ("bf16" in program) == (precision == "bfloat16")
-
-
-def test_the_first_loss_by_hand():
-    config = TrainConfig(epochs=1, batch_size=70, padding=0)
-    spec = NetworkSpec((8, 8, 1), 2, SPEC.space, channels=2, time_steps=2)
-    given = data()
-    record: list[dict[str, Any]] = []
-    train(spec, CELL, given, config, seed=1, progress=record.append)
-    params, stats = network.init(jax.random.fold_in(jax.random.key(1), 0), spec, CELL)
-    x = normalise(jnp.asarray(given.train.images), given.mean, given.std)
-    forward = jax.jit(lambda p, s, x: network.apply(spec, CELL, p, x, stats=s, train=True).logits_BK)
-    logits = np.asarray(forward(params, stats, x), np.float64)
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    expected = -log_p[np.arange(70), given.train.labels].mean()
-    assert record[0]["train_loss"] == pytest.approx(expected, rel=1e-4)
-    assert record[0]["train_accuracy"] == pytest.approx((logits.argmax(1) == given.train.labels).mean(), abs=0.02)
