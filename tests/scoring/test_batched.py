@@ -66,7 +66,7 @@ def assert_alike(found: Any, each: Any) -> None:
     np.testing.assert_array_equal(found.lif_calls, each.lif_calls)
 
 
-@pytest.mark.parametrize("tile", [pytest.param(1, marks=pytest.mark.slow), 4, 32])
+@pytest.mark.parametrize("tile", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(32, marks=pytest.mark.slow)])
 def test_every_operation_scores_as_alone_in_tiles_of_any_size(tile, rows, bank, each):
     held = {int(code) for code in rows.ravel()}
     assert held == set(range(ALL.num_ops))

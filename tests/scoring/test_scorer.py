@@ -327,6 +327,7 @@ np.savez({str(out)!r}, **found)
     return {int(count): values for count, values in np.load(out).items()}
 
 
+@pytest.mark.slow
 def test_devices_do_not_change_the_scores(scores, scores_on_devices):
     assert scores_on_devices.keys() == {1, 2, CHUNK}
     for count, values in scores_on_devices.items():

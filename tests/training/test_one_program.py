@@ -83,6 +83,7 @@ def test_what_a_cell_does_not_use_stays_as_it_was(data):
         assert moved == (layer in used), layer
 
 
+@pytest.mark.slow
 def test_it_goes_on_and_is_not_taken_for_another(data, tmp_path):
     config = RECIPES["sgd"]
     _, whole = both(CELLS[0], data, config)
