@@ -20,6 +20,7 @@ from spikernel_jax.embedded.bounds import ACCUMULATOR, TooWideError, check
 from spikernel_jax.embedded.program import Buffer, Instruction, Program, Scale
 from spikernel_jax.operations.operation import Operation
 from spikernel_jax.snn import neurons, rounding
+from spikernel_jax.snn.footprint import unwritable
 from spikernel_jax.snn.model import Model
 from spikernel_jax.snn.spec import CELLS, layer_name
 
@@ -63,6 +64,8 @@ def lower(model: Model, bits: int = 8, width: int = 16, before: Mapping[str, int
     for name, value, (least, most) in (("bits", bits, WEIGHT_BITS), ("width", width, WIDTHS)):
         if not (isinstance(value, int) and least <= value <= most):
             raise ValueError(f"{name}={value!r} must be a whole number from {least} to {most}")
+    if why := unwritable(model.spec, model.genotype):
+        raise ValueError(why)
     fractions: dict[str, int] = {}
     domains: dict[str, str] = {}
     if before is not None:
@@ -265,14 +268,11 @@ class _Builder:
             window = operation.window
             scale = self.scaled(np.array([2.0**left / window**2]), self.buffers[source].largest * window**2, target)
             made = ops.AveragePool(source, target, window, scale, add=add)
-        elif operation.primitive == "max_pool" and spiking:
+        elif operation.primitive == "max_pool":
             made = ops.MaxPool(source, target, operation.window, left, add=add)
-        elif operation.primitive == "layers":
+        else:
             self._layers(index, layer_name(cell, edge, operation.name), operation, source, target, add=add)
             return
-        else:
-            raise ValueError(f"operation {operation.name!r} has no form of integers: its primitive is "
-                             f"{operation.primitive!r}")  # fmt: skip
         self.step.append(made)
 
     def _layers(self, index: int, name: str, operation: Operation, source: str, target: str, *, add: bool) -> None:

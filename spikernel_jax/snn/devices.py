@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from spikernel_jax.io.units import format_bytes
 from spikernel_jax.snn.breakdown import parts_of
 from spikernel_jax.snn.cost import checked_genotypes, costs, pairs, stem_macs
-from spikernel_jax.snn.footprint import footprints
+from spikernel_jax.snn.footprint import footprints, unwritable
 from spikernel_jax.snn.spec import NetworkSpec
 
 _FILE = Path(__file__).with_name("devices.toml")
@@ -141,7 +141,12 @@ def needs(
 
 
 def broken(device: Device, spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, width: int = 8) -> list[str]:
-    """A phrase for each limit of a device that a network breaks; empty where it fits. Arguments as of `needs`."""
+    """A phrase for each limit of a device that a network breaks; empty where it fits. Arguments as of `needs`.
+
+    What is `unwritable` fits no device.
+    """
+    if why := unwritable(spec, genotype):
+        return [why]
     return exceeded(device, needs(spec, genotype, bits, [limit for limit, _ in device.limits], width), bits)
 
 

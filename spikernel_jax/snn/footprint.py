@@ -23,6 +23,7 @@ from spikernel_jax.snn.cost import checked_genotypes, pairs
 from spikernel_jax.snn.spec import CELLS, NetworkSpec
 
 _WORD, _SUM = 4, 4  # bytes of 32 spikes, of a sum
+PRIMITIVES = ("identity", "average_pool", "max_pool", "layers")  # that C is written of
 _OF_OUTPUT = 7  # a multiplier of 2 bytes, a shift of 1, a bias of 4
 
 
@@ -38,6 +39,30 @@ def stored_bits(bits: int) -> int:
     return next(own for own in (2, 4, 8) if bits <= own)
 
 
+def unwritable(spec: NetworkSpec, genotype: ArrayLike) -> str:
+    """Why a network has no program of integers, and so no C; empty where it has.
+
+    Args:
+      spec: the network.
+      genotype: [E] or [2, E].
+
+    Example:
+      >>> from spikernel_jax import CellSpace, NetworkSpec, NeuronSpec
+      >>> from spikernel_jax.snn.footprint import unwritable
+      >>> spec = NetworkSpec((8, 8, 1), 2, CellSpace((3,)), neuron=NeuronSpec("spyx_lif", reset="soft"))
+      >>> unwritable(spec, spec.space.parse("0>3:conv3"))
+      "neuron 'spyx_lif' has no form of integers: want 'lif'"
+    """
+    if spec.neuron.model != "lif":
+        return f"neuron {spec.neuron.model!r} has no form of integers: want 'lif'"
+    for code in sorted({code for index in range(2) for code in spec.held(genotype, index).values()}):
+        operation = spec.space.operation(code)
+        of_currents = operation.primitive == "max_pool" and spec.reader_of(code) is None
+        if of_currents or operation.primitive not in PRIMITIVES:
+            return f"operation {operation.name!r} has no form of integers: its primitive is {operation.primitive!r}"
+    return ""
+
+
 def footprints(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8, width: int = 8) -> Footprint:
     """Bytes of the C of each genotype.
 
@@ -48,7 +73,7 @@ def footprints(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8, width: in
       width: of currents and membranes, 8 to 16.
 
     Raises:
-      ValueError: on a wrong shape or width, or rows that are no cells of the space.
+      ValueError: on a wrong shape or width, rows that are no cells of the space, or what is `unwritable`.
 
     Example:
       >>> from spikernel_jax import CellSpace, NetworkSpec
@@ -62,6 +87,8 @@ def footprints(spec: NetworkSpec, genotypes: ArrayLike, bits: int = 8, width: in
         if not (isinstance(value, int | np.integer) and least <= value <= most):
             raise ValueError(f"{name}={value!r} must be a whole number from {least} to {most}")
     rows = pairs(checked_genotypes(spec, genotypes))
+    if why := next(filter(None, (unwritable(spec, row) for row in rows)), ""):
+        raise ValueError(why)
     found = [(_constants(spec, row, stored_bits(bits)), _written(spec, row, 1 + (width > 8))) for row in rows]
     return Footprint(*np.array(found, np.int64).reshape(-1, 2).T)
 

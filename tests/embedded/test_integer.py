@@ -1,6 +1,7 @@
 """Integers in JAX against a device in NumPy, to the bit; against the float network, nearly; and no overflow."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from spikernel_jax.embedded.integer import bits_needed, run
 from spikernel_jax.embedded.lower import lower, scale_of
 from spikernel_jax.embedded.program import Convolve, Fire
 from spikernel_jax.snn import network, neurons
+from spikernel_jax.snn.devices import NO_LIMIT, Budget, broken, devices
+from spikernel_jax.snn.footprint import footprints, unwritable
 
 
 @pytest.mark.parametrize(("bits", "made"), [(8, lower), (3, narrowed)])
@@ -160,15 +163,22 @@ def test_what_has_no_form_of_integers_is_refused_by_name():
         with pytest.raises(ValueError, match=f"{field}={value} must be a whole number"):
             lower(model, **{field: value})  # pyright: ignore[reportArgumentType]
     other = dataclasses.replace(model.spec, neuron=NeuronSpec(model="spyx_lif", tau=2.0, reset="soft"))
-    with pytest.raises(ValueError, match="model='spyx_lif': want 'lif'"):
-        lower(dataclasses.replace(model, spec=other))
     register_operation(Operation("embedded_flip", "linear", lambda edge, x: x[..., ::-1, :]))
     space = CellSpace(operations=("zero", "skip", "embedded_flip"))
     spec = dataclasses.replace(model.spec, space=space)
     row = tuple(space.parse("0>1:embedded_flip 1>3:skip 0>3:skip").tolist())
     flipped = Model(spec, row, *network.init(jax.random.key(0), spec, row), (0.5, 0.5), (0.3, 0.3))
-    with pytest.raises(ValueError, match="operation 'embedded_flip' has no form of integers"):
-        lower(flipped)
+    refused = {"neuron 'spyx_lif'": dataclasses.replace(model, spec=other), "operation 'embedded_flip'": flipped}
+    for name, own in refused.items():
+        why = unwritable(own.spec, own.genotype)
+        assert why.startswith(f"{name} has no form of integers")
+        with pytest.raises(ValueError, match=re.escape(why)):
+            lower(own)
+        with pytest.raises(ValueError, match=re.escape(why)):
+            footprints(own.spec, [own.genotype])
+        for board in devices().values():  # which would have room for its C
+            assert broken(board, own.spec, own.genotype) == [why]
+            assert not Budget(NO_LIMIT, 8, board).fits(own.spec, [own.genotype])
     program = lower(model)
     for wrong in (images(2).astype(np.float32), images(2)[:, :5]):
         with pytest.raises(ValueError, match=r"want uint8 \[B, 9, 7, 2\]"):
