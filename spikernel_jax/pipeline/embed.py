@@ -183,8 +183,8 @@ def _on_processors(job: Job, name: str, program: Program, folder: Path, images: 
 
 def _fits(model: Model, bits: int, width: int) -> str:
     """Names of the devices whose limits the model keeps to."""
-    every = devices.devices().items()
-    return ", ".join(name for name, own in every if not devices.broken(own, model.spec, model.genotype, bits, width))
+    every = devices.broken_of_all(model.spec, model.genotype, bits, width).items()
+    return ", ".join(name for name, broken in every if not broken)
 
 
 def _of_float(job: Job, model: Model, what: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from spikernel_jax.data import dataset_info
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.snn import devices
 from spikernel_jax.snn.cost import costs, most_synaptic_operations
-from spikernel_jax.snn.footprint import unwritable
 from spikernel_jax.snn.rounding import BITS
 from spikernel_jax.snn.spec import NetworkSpec
 
@@ -156,15 +155,13 @@ class Found:
             return {}
         spec, rows = networks
         least, most = BITS
-        why = [unwritable(spec, row) for row in rows]
         found: dict[str, dict[int, list[str]]] = {
             name: dict.fromkeys(WIDTHS, [f"C has weights of {least} to {most} bits"] * len(rows)) for name in known
         }
         for bits in (bits for bits in WIDTHS if least <= bits <= most):
-            needed = {at: devices.needs(spec, row, bits) for at, row in enumerate(rows) if not why[at]}
-            for name, device in known.items():
-                found[name][bits] = [why[at] or "; ".join(devices.exceeded(device, needed[at], bits))
-                                     for at in range(len(rows))]  # fmt: skip
+            of_rows = [devices.broken_of_all(spec, row, bits) for row in rows]
+            for name in known:
+                found[name][bits] = ["; ".join(own[name]) for own in of_rows]
         return found
 
 

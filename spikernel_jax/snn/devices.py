@@ -150,6 +150,22 @@ def broken(device: Device, spec: NetworkSpec, genotype: ArrayLike, bits: int = 8
     return exceeded(device, needs(spec, genotype, bits, [limit for limit, _ in device.limits], width), bits)
 
 
+def broken_of_all(spec: NetworkSpec, genotype: ArrayLike, bits: int = 8, width: int = 8) -> dict[str, list[str]]:
+    """`broken` of each known device, by its name.
+
+    Example:
+      >>> from spikernel_jax import CellSpace, NetworkSpec
+      >>> from spikernel_jax.snn.devices import broken_of_all
+      >>> spec = NetworkSpec((28, 28, 1), 10, CellSpace((3, 5)), channels=8, time_steps=4, stem_stride=2)
+      >>> broken_of_all(spec, spec.space.parse("0>1:conv3 0>3:skip 1>3:conv5"))["cortex-m4"]
+      []
+    """
+    if why := unwritable(spec, genotype):
+        return {name: [why] for name in devices()}
+    needed = needs(spec, genotype, bits, width=width)
+    return {name: exceeded(device, needed, bits) for name, device in devices().items()}
+
+
 def exceeded(device: Device, needed: Mapping[str, int], bits: int) -> list[str]:
     """The same of what a network needs at a width of weights, as `needs` tells."""
     found = []

@@ -23,8 +23,8 @@ from spikernel_jax.snn.cost import checked_genotypes, pairs
 from spikernel_jax.snn.spec import CELLS, NetworkSpec
 
 _WORD, _SUM = 4, 4  # bytes of 32 spikes, of a sum
-PRIMITIVES = ("identity", "average_pool", "max_pool", "layers")  # that C is written of
 _OF_OUTPUT = 7  # a multiplier of 2 bytes, a shift of 1, a bias of 4
+_PRIMITIVES = ("identity", "average_pool", "max_pool", "layers")  # that C is written of
 
 
 class Footprint(NamedTuple):
@@ -58,7 +58,7 @@ def unwritable(spec: NetworkSpec, genotype: ArrayLike) -> str:
     for code in sorted({code for index in range(2) for code in spec.held(genotype, index).values()}):
         operation = spec.space.operation(code)
         of_currents = operation.primitive == "max_pool" and spec.reader_of(code) is None
-        if of_currents or operation.primitive not in PRIMITIVES:
+        if of_currents or operation.primitive not in _PRIMITIVES:
             return f"operation {operation.name!r} has no form of integers: its primitive is {operation.primitive!r}"
     return ""
 

@@ -14,6 +14,7 @@ import jax
 import polars as pl
 import pytest
 
+import disk
 import scripts
 from spikernel_jax import Model, NetworkSpec, save_model
 from spikernel_jax.cells.space import CellSpace
@@ -66,11 +67,8 @@ def refused(capfd) -> Call:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file but the lock and the record of who opened the folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".lock", "config.json")
-    }
+    every = disk.contents(folder).items()
+    return {name: content for name, content in every if Path(name).name not in (".lock", "config.json")}
 
 
 # Input that is wrong from the start

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from disk import flip_a_bit
+from disk import contents, flip_a_bit
 from spikernel_jax import load_model
 from spikernel_jax.training import checkpoint as checkpoint_module
 
@@ -108,13 +108,13 @@ def test_training_goes_on_where_it_was_restored(tmp_path):
 def test_a_damaged_newest_checkpoint_is_passed_over_and_told(damage, tmp_path, capfd):
     save_steps(tmp_path, 10, 20)
     spoil(tmp_path / "20", damage)
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    before = contents(tmp_path)
     step, (line,) = restored(tmp_path)
     assert step == 10
     assert line.startswith(f"{tmp_path}: the checkpoint of step 20 is damaged (")
     assert line.endswith("): going on from step 10")
     assert "\n" not in line
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before  # restoring changes nothing
+    assert contents(tmp_path) == before  # restoring changes nothing
     assert capfd.readouterr().err == ""  # what orbax would have to say is not said
 
 
@@ -135,13 +135,13 @@ def test_two_damaged_checkpoints_are_an_error(damage, tmp_path, capfd):
     save_steps(tmp_path, 10, 20)
     for step in (10, 20):
         spoil(tmp_path / str(step), damage)
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    before = contents(tmp_path)
     with pytest.raises(ValueError, match=r"step 20 is damaged .* step 10 is damaged .*; remove that folder") as error:
         restored(tmp_path)
     assert str(error.value).startswith(f"{tmp_path}: the training checkpoint cannot be read")
     assert "\n" not in str(error.value)
     assert capfd.readouterr().err == ""
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 def test_another_run_is_refused_though_its_newest_checkpoint_is_damaged(tmp_path):

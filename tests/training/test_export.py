@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from orbax.checkpoint import v1
 
-from disk import flip_a_bit
+from disk import contents, flip_a_bit
 from spikernel_jax import Model, NNXModel, load_model, save_model
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn import network
@@ -162,10 +162,10 @@ def test_what_is_no_model_is_not_replaced(there, tmp_path):
         with checkpoint_module.training_checkpoints(tmp_path, {"seed": 0}) as checkpoints:
             checkpoints.save(1, {"w": jax.numpy.ones(2)})
         path = tmp_path / "1"
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    before = contents(tmp_path)
     with pytest.raises(ValueError, match=f"{path} is there and is no exported model"):
         save_model(path, make_model("gap"))
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 def test_an_empty_folder_is_taken_and_neighbours_are_let_be(tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import scripts
+from disk import contents
 from small_training import CELL, CONFIG, SPEC, assert_same_weights, data, halves, run
 from spikernel_jax import make_dataset
 from spikernel_jax.data import Split
@@ -269,11 +270,11 @@ def test_lines_after_the_last_checkpoint_are_written_once(model, saved, tmp_path
     ],
 )
 def test_a_folder_of_another_run_is_refused(changes, words, saved):
-    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    before = contents(saved)
     with pytest.raises(ValueError, match=f"holds another training run .*{words}") as error:
         run(saved, **changes)
     assert "\n" not in str(error.value)
-    assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
+    assert contents(saved) == before
 
 
 @pytest.mark.parametrize("damage", ["half", "a bit", "metadata", "absent"])
