@@ -1,7 +1,7 @@
 """What a model is worth on images: accuracy, and spikes of every LIF site."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,12 +94,21 @@ def _batches(split: Split, size: int) -> Any:
         yield images, labels
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "genotype"))
-def _site_spikes(spec: NetworkSpec, genotype: Any, cell: Any, arrays: Any, images_BHWC: Array) -> Any:
+@functools.partial(jax.jit, static_argnames=("spec", "genotype", "observe"))
+def _observed(
+    spec: NetworkSpec, genotype: Any, cell: Any, arrays: Any, images_BHWC: Array, observe: Callable[[Array], Array]
+) -> Any:
+    """What is observed of spikes, [T, B, ...] by LIF site."""
     (params, stats), codes = arrays, cell if genotype is None else genotype
-    out = network.apply(spec, codes, params, images_BHWC, stats=stats, observe=lambda spikes: spikes.sum(-1))
-    over_time = {site: counts.sum(0) for site, counts in out.records.items()}  # [B, H, W], of the head's [B]
-    return {site: counts.reshape(len(images_BHWC), *(counts.shape[1:] or (1, 1))) for site, counts in over_time.items()}
+    return network.apply(spec, codes, params, images_BHWC, stats=stats, observe=observe).records
+
+
+def _over_channels(spikes: Array) -> Array:
+    return spikes.sum(-1)
+
+
+def _over_neurons(spikes: Array) -> Array:
+    return spikes.reshape(*spikes.shape[:2], -1).sum(-1)
 
 
 def measure_spikes(
@@ -118,10 +127,11 @@ def measure_spikes(
     there = model.spec.sites(model.genotype)
     for images, labels in _batches(split, min(batch_size, len(split.labels))):
         x = normalise(images, model.mean, model.std)
-        for site, counts_BHW in _site_spikes(model.spec, genotype, cell, arrays, x).items():
+        for site, counts in _observed(model.spec, genotype, cell, arrays, x, _over_channels).items():
             if site not in there:
                 continue
-            total[site] = total.get(site, 0.0) + np.asarray(counts_BHW, np.float64)[: len(labels)].sum(0)
+            counts_HW = np.asarray(counts, np.float64)[:, : len(labels)].sum((0, 1))
+            total[site] = total.get(site, 0.0) + counts_HW.reshape(counts_HW.shape or (1, 1))  # the head has no pixels
     return {site: value / len(split.labels) for site, value in total.items()}
 
 
@@ -133,13 +143,6 @@ class Activity(NamedTuple):
     rate: float  # spikes of a neuron and time step, mean over images
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "genotype"))
-def _fired(spec: NetworkSpec, genotype: Any, arrays: Any, images_BHWC: Array) -> Any:
-    params, stats = arrays
-    count = lambda spikes: spikes.reshape(*spikes.shape[:2], -1).sum(-1)  # noqa: E731
-    return network.apply(spec, genotype, params, images_BHWC, stats=stats, observe=count).records
-
-
 def activity(model: Model, images: np.ndarray) -> dict[str, Activity]:
     """How a model's LIF layers fire on images, by site, in the order in which spikes go through them.
 
@@ -148,7 +151,8 @@ def activity(model: Model, images: np.ndarray) -> dict[str, Activity]:
       images: uint8 [B, H, W, C], all at once.
     """
     there = model.spec.sites(model.genotype)
-    counts = _fired(model.spec, model.genotype, (model.params, model.stats), normalise(images, model.mean, model.std))
+    x = normalise(images, model.mean, model.std)
+    counts = _observed(model.spec, model.genotype, (), (model.params, model.stats), x, _over_neurons)
     return {
         site: Activity(np.asarray(n_TB[:, 0]), there[site].neurons, float(n_TB.mean() / there[site].neurons))
         for site, n_TB in ((site, counts[site]) for site in there if site in counts)
