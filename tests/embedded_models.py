@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from quick_cases import mostly_slow
 from spikernel_jax import CellSpace, Model, NetworkSpec, NeuronSpec
 from spikernel_jax.embedded.calibration import calibrated
 from spikernel_jax.embedded.program import Program
@@ -37,10 +38,8 @@ CASES = {  # space, cell, what else
                   {"norm": "over_time", "neuron": NeuronSpec(v_threshold=0.6, v_reset=-0.2)}),
 }  # fmt: skip
 
-QUICK = ("sizes", "head", "varied", "feedback", "several spikes")  # each of which takes seconds to compile
-every_kind = pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+QUICK = ("varied", "feedback", "several spikes")  # each of which takes seconds to compile
+every_kind = pytest.mark.parametrize("name", mostly_slow(CASES, QUICK.__contains__))
 
 _NARROWED: dict[tuple[int, int], tuple[Model, Program]] = {}  # each keeps its model, whose id stays its own
 SILENT = {"silent": (CellSpace((3,)), "0>1:conv3 0>3:skip 1>3:conv3 2>3:conv3", {})}  # nothing leads to node 2

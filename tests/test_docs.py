@@ -41,7 +41,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 
 PYTHON = [
-    pytest.param(page, marks=[pytest.mark.slow] * (page.name == "tutorial.md"), id=named(page))
+    pytest.param(page, marks=[pytest.mark.slow] * (page.name != "README.md"), id=named(page))
     for page in PAGES if any(language == "python" for language, _ in blocks(page))
 ]  # fmt: skip
 SHELL = [
@@ -91,6 +91,7 @@ def test_commands_have_the_options_they_name(script, words):
     tyro.cli(module.Options, args=words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=named)
 def test_examples_run_and_are_short(example, capsys):
     assert len(example.read_text().splitlines()) < 40

@@ -48,6 +48,7 @@ def test_looser_readings_of_one_set(named, linear, count):
     assert len({fingerprint(cell, named, linear) for _, cell in raw_cells(ONE_SET)}) == count
 
 
+@pytest.mark.slow
 def test_distinct_cells_of_the_union():
     exact, trees = set(), set()
     for _, cell in raw_cells(UNION):

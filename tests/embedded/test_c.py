@@ -22,13 +22,14 @@ from spikernel_jax.snn import network
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_c.py"
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
-OTHERS = [(name, bits, made) for name in COMPILERS[:1] for bits, made in ((2, lower), (4, narrowed), (8, narrowed))]
+OTHERS = [(name, bits, made) for name in COMPILERS[:1] for bits, made in ((2, lower), (4, narrowed))]
+WIDEST = [pytest.param(name, 8, narrowed, marks=pytest.mark.slow) for name in COMPILERS[:1]]
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="no C compiler on this machine (gcc or clang)")
 SANITIZED = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover")
 
 
 @needs_compiler
-@pytest.mark.parametrize(("compiler", "bits", "made"), [*((own, 6, lower) for own in COMPILERS), *OTHERS])
+@pytest.mark.parametrize(("compiler", "bits", "made"), [*((own, 6, lower) for own in COMPILERS), *OTHERS, *WIDEST])
 @every_kind
 def test_c_is_the_specification_to_the_bit(name, compiler, bits, made, tmp_path):
     """By each compiler; what the widths of memory do to the C does not depend on it."""

@@ -6,9 +6,8 @@ import sys
 
 import jax
 import numpy as np
-import pytest
 
-from embedded_models import CASES, images, model_of
+from embedded_models import every_kind, images, model_of
 from spikernel_jax.embedded import stablehlo
 
 READER = """
@@ -20,7 +19,7 @@ assert not [name for name in sys.modules if name.startswith("spikernel")]
 """
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_kind
 def test_logits_are_the_models(name):
     model = model_of(name)
     exported = jax.export.deserialize(bytearray(stablehlo.export(model)))

@@ -109,6 +109,7 @@ def test_a_cell_with_a_live_node_is_taken():
     ]
 
 
+@pytest.mark.slow
 def test_a_terminal_of_another_alphabet_and_a_reader_that_leaves(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -265,6 +265,7 @@ def test_two_processes_give_the_bits_of_one(start, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_the_first_goes_on_when_another_is_killed(start, tmp_path):
     first, second = start(0.1)
     wait_for_units(tmp_path / "store", 8, second)
@@ -292,6 +293,7 @@ def test_when_the_first_is_killed_all_end_and_the_same_command_goes_on(start, tm
     assert {name: (folder / name).stat().st_mtime_ns for name in there} == there  # none scored again
 
 
+@pytest.mark.slow
 def test_a_process_with_other_inputs_scores_nothing(start, tmp_path):
     first, second = start(0.02, seeds=(0, 1))
     assert "seed: 0 there, 1 here" in answer(second)["error"]
@@ -300,6 +302,7 @@ def test_a_process_with_other_inputs_scores_nothing(start, tmp_path):
     assert_whole(result, tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_reaches_the_others(start, tmp_path):
     queue.score_units(queue.Units(folder=tmp_path / "store", **job()))
     path = tmp_path / "store" / "chunk-000004.npz"

@@ -174,7 +174,9 @@ cli.main(Options, work, "")
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_stopped_process_saves_and_the_same_command_goes_on(number, status, tmp_path):
     command = [sys.executable, "-c", _WORK, "--out", str(tmp_path / "state")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from quick_cases import mostly_slow
 from spikernel_jax import check_operation, make_bank, score_population
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.operations.operation import Operation, get_operation, registered
@@ -21,6 +22,8 @@ from spikernel_jax.snn.spec import NetworkSpec, spec_from_json, spec_to_json
 MEMBERS = ("conv1", "conv3@0.5~2.0", "conv3d2", "conv1x5", "dwconv5@0.5", "avgpool", "avgpool5", "maxpool3")
 NAMES = [name for name in (*registered(), *MEMBERS) if name != "zero"]
 every = pytest.mark.parametrize("name", NAMES)
+# Where each compiles programs of its own.
+most = pytest.mark.parametrize("name", mostly_slow(NAMES, ("skip", "conv1x5", "dwconv5@0.5", "maxpool3").__contains__))
 H, W, C, T, B = 7, 6, 2, 3, 3
 KEY = jax.random.key(0)
 
@@ -75,7 +78,7 @@ def test_name_parses_back(name):
     assert spec_from_json(spec_to_json(spec)) == spec
 
 
-@every
+@most
 def test_fixed_equals_traced_to_the_bit(name):
     spec, row, params, _ = drawn(name)
     own = network.subnetwork(spec, params, row)
@@ -85,7 +88,7 @@ def test_fixed_equals_traced_to_the_bit(name):
     np.testing.assert_array_equal(traced.logits_TBK, fixed.logits_TBK)
 
 
-@every
+@most
 def test_all_time_steps_at_once_equal_one_after_another(name):
     spec, row, params, _ = drawn(name)
     own = network.subnetwork(spec, params, row)
@@ -118,7 +121,7 @@ def walked(operation: Operation, place: tuple[int, int], size: tuple[int, int]) 
     return reached * (C if first.groups == 1 else 1)
 
 
-@every
+@most
 def test_synaptic_operations_are_a_walk_over_every_spike(name):
     spec, row, params, _ = drawn(name)
     operation = get_operation(name)
@@ -188,6 +191,7 @@ def scored() -> tuple[NetworkSpec, Any, np.ndarray, Any, Any]:
     return spec, bank, np.array(rows), shared, each
 
 
+@pytest.mark.slow
 @every
 def test_shared_work_gives_the_same_scores(name, scored):
     spec, bank, rows, shared, each = scored
@@ -202,7 +206,7 @@ def test_shared_work_gives_the_same_scores(name, scored):
     np.testing.assert_allclose(shared.scores[first], scores.sahd_paper(alone), rtol=1e-4)
 
 
-@every
+@most
 def test_runs_with_feedback_and_over_time(name):
     looped = spec_with(name, feedback=True)
     row = looped.space.parse(f"0>1:{name} 0>3:conv3 2>1:{name} 2>3:{name} 0>2:skip" if name != "skip" else "0>3:skip")

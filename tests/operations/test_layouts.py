@@ -66,7 +66,8 @@ def test_in_a_conditional(k):
 
 
 @pytest.mark.parametrize(
-    ("k", "precision", "feedback"), [(5, "float32", False), (7, "bfloat16", True), (5, "float32", True)]
+    ("k", "precision", "feedback"),
+    [(5, "float32", False), (7, "bfloat16", True), pytest.param(5, "float32", True, marks=pytest.mark.slow)],
 )
 def test_in_a_network(k, precision, feedback):
     """Forward cells in a scan over steps, feedback cells in a scan over time too, on all devices."""

@@ -370,6 +370,7 @@ def test_import_is_light():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "[madvise]" not in (machine._THP.read_text() if machine._THP.exists() else ""),
     reason="huge pages on demand are not this machine's",

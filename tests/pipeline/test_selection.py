@@ -90,6 +90,7 @@ def test_short_trainings_never_look_at_test_images(job):
     assert sorted(found.filter("finalist")["search_epochs"]) == [4, 4]
 
 
+@pytest.mark.slow
 def test_the_budget_of_short_trainings_is_the_options_and_stays(job, monkeypatch):
     """Seconds are epochs by the pace of the first trainings, which a run that goes on does not measure again."""
     spent = []

@@ -73,6 +73,7 @@ def test_every_operation_scores_as_alone_in_tiles_of_any_size(tile, rows, bank, 
     assert_alike(score_population(rows, bank, IMAGES, SPEC, method="batched", chunk=32, tile=tile), each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rates", "taken"), [((1.0, 2.0), "batched"), ((2.0, 1.0), "shared")])
 def test_a_population_goes_the_way_that_was_the_quicker(rates, taken, rows, bank, each, monkeypatch):
     monkeypatch.setattr(choice, "is_timed", lambda devices: True)
@@ -169,6 +170,7 @@ def test_a_tile_is_what_the_memory_holds():
     assert room.tile_that_fits(SPEC, 4, one * 10**4, 32) == 32
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_tile_and_says_so(rows, bank, each, monkeypatch):
     devices = jax.local_devices()[:1]
     programs = scorers._programs(scorers.Mesh(np.array(devices), ("lanes",)))

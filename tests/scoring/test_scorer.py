@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from convolutions import conv_edges
+from quick_cases import mostly_slow
 from spikernel_jax import make_bank, score_population
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.scoring import engine, room
@@ -164,7 +165,7 @@ def test_banks_are_the_networks_own_weights(bank):
 LEARNING = dataclasses.replace(SPEC, neuron=NeuronSpec(learn_tau=True, learn_threshold=True))
 
 
-@pytest.mark.parametrize("method", scorers.METHODS)
+@pytest.mark.parametrize("method", mostly_slow(scorers.METHODS, lambda name: name != "batched"))
 def test_neurons_that_have_learned_nothing_yet_score_as_fixed_ones(method, rows, bank):
     """To the bit, whatever a bank holds for them."""
     want = score_population(rows, bank, IMAGES, SPEC, method=method)
@@ -249,6 +250,7 @@ def test_equal_cells_score_alike(bank):
     assert np.ptp(score_population(equal, bank, IMAGES, SPEC).scores) == 0
 
 
+@pytest.mark.slow
 def test_feedback_cells_and_pairs_of_cells():
     space = LOOPED.space
     cells = space.sample(KEY, 12)

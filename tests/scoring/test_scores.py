@@ -120,6 +120,7 @@ def wide_calls(calls=15, b=64, n=262_144):
         yield (draws < threshold[:, :, None]).astype(np.float32).reshape(b, n)
 
 
+@pytest.mark.slow
 def test_float32_is_accurate_where_the_reference_is_not():
     """The determinant lemma keeps five digits at N = 262,144; adding N to rho in float32 does not."""
     n, rhos, exact, reference = 262_144, [], 0.0, 0.0
@@ -201,6 +202,7 @@ def test_registry(monkeypatch):
     assert scoring.score_names()[-1] == "calls"
 
 
+@pytest.mark.slow
 def test_scores_of_a_feedback_network():
     """Fixed and traced genotypes give the score of the formulas, each conv edge a LIF call of its own."""
     spec = NetworkSpec((6, 6, 2), 3, CellSpace((1, 3), feedback=True), channels=4, time_steps=3)

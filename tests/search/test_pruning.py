@@ -63,8 +63,16 @@ def hashed(masks: Masks) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("space", "score", "options"),
-    [(NARROW, "sahd_paper", {}), (LOOPED, "sahd_code", {"head": "snasnet", "head_hidden": 4, "neurons_per_class": 1})],
-    ids=["forward", "feedback"],
+    [
+        pytest.param(NARROW, "sahd_paper", {}, id="forward"),
+        pytest.param(
+            LOOPED,
+            "sahd_code",
+            {"head": "snasnet", "head_hidden": 4, "neurons_per_class": 1},
+            id="feedback",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_the_supernet_of_one_cell_scores_as_the_cell(space, score, options):
     spec = tiny(space, **options)

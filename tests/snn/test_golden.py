@@ -42,7 +42,11 @@ ROUNDING = 2e-6  # how far from the threshold a float32 membrane may disagree
 RARE = 1e-5  # and in what share of the neurons, at most
 
 every_case = pytest.mark.parametrize(("path", "name"), CASES, ids=[name for _, name in CASES])
-every_grad = pytest.mark.parametrize(("path", "name"), GRADS, ids=[name for _, name in GRADS])
+every_grad = pytest.mark.parametrize(
+    ("path", "name"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case != GRADS[0])) for case in GRADS],
+    ids=[name for _, name in GRADS],
+)
 
 
 class Case:

@@ -15,6 +15,7 @@ import pytest
 
 from network_cases import CASES, FORWARD, LOOPED, OVER_TIME, B, bank, fixed, frozen, images, keep, run_fixed, traced
 from oracles import avgpool_oracle, conv_oracle, downsample_oracle
+from quick_cases import mostly_slow
 from spikernel_jax.cells.space import CellSpace
 from spikernel_jax.snn import network
 from spikernel_jax.snn.neurons import NeuronSpec
@@ -146,7 +147,13 @@ def test_equals_a_plain_network(name):
 TRACED = ["mixed", "two_cells", "over_time", "looped", "looped_more", "looped_two"]
 
 
-@pytest.mark.parametrize("name", [*TRACED, "learning", "spiking", "spiking_looped"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *mostly_slow(TRACED, lambda name: "looped_" not in name),
+        *mostly_slow(["learning", "spiking", "spiking_looped"], lambda name: name == "spiking_looped"),
+    ],
+)
 def test_traced_genotypes_give_the_same(name):
     spec, row = CASES[name]
     out = traced(spec, row)

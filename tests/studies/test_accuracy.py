@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scripts
+from quick_cases import mostly_slow
 from spikernel_jax import load_model
 from spikernel_jax.data import Dataset, Split, dataset_info, load_dataset
 from spikernel_jax.io.run_folder import RunFolder
@@ -262,7 +263,7 @@ def test_time_decides_the_epochs(tmp_path, monkeypatch):
     assert planned(0.6, 10) == 1
 
 
-@pytest.mark.parametrize("faster", PRECISIONS)
+@pytest.mark.parametrize("faster", mostly_slow(PRECISIONS, lambda name: name == "bfloat16"))
 def test_the_faster_precision_is_trained_in(faster, tmp_path, monkeypatch):
     """Both are timed, the plan says which won, the training is of it, and the seeds that follow time none."""
     timed, trained, real = [], [], accuracy.train
@@ -343,6 +344,7 @@ def test_a_damaged_plan_is_one_line(finished, tmp_path, capsys):
     assert not (out / "training").exists()
 
 
+@pytest.mark.slow
 def test_over_seeds_each_is_the_training_of_its_seed(tmp_path, monkeypatch, capsys):
     """The first seed's plan is everyone's; a second start trains nothing; mean and deviation are NumPy's."""
     out, options = tmp_path / "seeds", [*SMALL, "--minutes", "40", "--seeds", "3"]
@@ -372,6 +374,7 @@ def test_over_seeds_each_is_the_training_of_its_seed(tmp_path, monkeypatch, caps
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_neuron_of_ones_own(tmp_path, capsys):
     out = tmp_path / "neuron"
     own = ("--v-threshold", "0.5", "--surrogate", "triangle", "--max-spikes", "3")

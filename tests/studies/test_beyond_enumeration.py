@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 import scripts
+from quick_cases import mostly_slow
 from spikernel_jax import CellSpace, costs, data, make_bank, score_population
 from spikernel_jax.io.run_folder import RunFolder
 from spikernel_jax.pipeline import job as job_module
@@ -52,7 +53,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("space", ["forward", "feedback", "two_cells"])
+@pytest.mark.parametrize("space", mostly_slow(["forward", "feedback", "two_cells"], lambda name: name == "feedback"))
 def test_runs_stops_and_goes_on(space, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     start(*SMALL, "--space", space, "--out", str(whole))
@@ -108,6 +109,7 @@ def filled_bank(_: Any, spec: NetworkSpec, seeds: int) -> Any:
     return jax.tree.map(fill, jax.eval_shape(lambda: make_bank(jax.random.key(0), spec, seeds)))
 
 
+@pytest.mark.slow
 def test_scores_a_real_network(tmp_path, monkeypatch):
     """Scores are those of the public call, memory that of the trained width."""
     monkeypatch.setattr(beyond_enumeration, "make_bank", filled_bank)

@@ -152,6 +152,7 @@ def test_a_finished_run_is_not_trained_or_tested_again(finished, monkeypatch):
     assert table_of(out).equals(before)
 
 
+@pytest.mark.slow
 def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
     out, (real_train, real_evaluate) = tmp_path / "broken", (trials.train, trials.evaluate)
     trained, tested = [], []

@@ -174,6 +174,7 @@ def test_the_table_says_what_was_trained(finished):
     assert "Missing" not in text
 
 
+@pytest.mark.slow
 def test_stopped_it_goes_on_to_the_same_table(finished, tmp_path, monkeypatch):
     out, real, trained = tmp_path / "broken", trials.train, []
 

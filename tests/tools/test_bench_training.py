@@ -21,6 +21,7 @@ import bench_training
 import peers
 import peers_training
 import scripts
+from quick_cases import mostly_slow
 from spikernel_jax import CellSpace, NetworkSpec, load_snasnet
 from spikernel_jax.snn import network
 from spikernel_jax.training.loop import TrainConfig
@@ -246,7 +247,7 @@ def test_refuses_bad_options_before_any_work(change, words, monkeypatch):
     scripts.refuses(bench_training, change, words)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", mostly_slow(["float32", "bfloat16"], lambda name: name == "bfloat16"))
 def test_ours_is_compiled_in_the_precision_asked_for(precision):
     images, labels = bench_kernels.noise(SPEC, 4, 0)
     net = bench_training.Ours(SPEC, SPACE.parse(CELL), images, labels, 0, precision)
@@ -313,6 +314,7 @@ def test_the_phase_of_an_instruction(part, source, found):
     assert bench_step.phase_of(part, source) == found
 
 
+@pytest.mark.slow
 def test_seconds_of_a_step_by_part():
     """Each conv's three products are seen apart, and nothing is lost."""
     spec = dataclasses.replace(SPEC, head="gap")

@@ -160,7 +160,7 @@ def drawn(space: CellSpace, n: int, seed: int) -> np.ndarray:
         (make_spec(head="snasnet"), 2),
         (make_spec(head="snasnet", head_pool=1, stem_stride=2), 1),
         (make_spec(CellSpace((1, 3, 5, 7), max_kernel_sizes=2), channels=3), 4),
-        (make_spec(VARIED), 2),
+        pytest.param(make_spec(VARIED), 2, marks=pytest.mark.slow),
     ],
 )
 def test_equals_a_walk_over_all_candidates(spec, batch):

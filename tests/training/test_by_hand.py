@@ -114,8 +114,14 @@ def by_hand(config: Any, total: int, given: Dataset, seed: int) -> tuple[Any, An
 
 @pytest.mark.parametrize(
     "config",
-    [EVERYTHING, TrainConfig(epochs=2, batch_size=16, optimiser="muon", learning_rate=0.02, schedule="one_cycle")],
-    ids=["everything", "muon"],
+    [
+        pytest.param(EVERYTHING, id="everything"),
+        pytest.param(
+            TrainConfig(epochs=2, batch_size=16, optimiser="muon", learning_rate=0.02, schedule="one_cycle"),
+            id="muon",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_training_is_its_recipes_parts_put_together(config):
     """No part is left out, whatever it is: each is compared with its definition in test_recipe.py."""

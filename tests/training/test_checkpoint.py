@@ -195,8 +195,8 @@ t.save_steps(folder, 3)
     ("moment", "left"),
     [
         ("before the seal", [1, 2]),
-        ("before the move", [1, 2]),
-        ("before dropping", [1, 2, 3]),
+        pytest.param("before the move", [1, 2], marks=pytest.mark.slow),
+        pytest.param("before dropping", [1, 2, 3], marks=pytest.mark.slow),
         ("while dropping", [2, 3]),
     ],
 )

@@ -74,12 +74,14 @@ def on_two(tmp_path_factory) -> tuple[dict[str, list[float]], Path]:
     return ended(started(2, str(folder))), folder
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_rounding_only(alone, on_two):
     for there in (on_two[0], ended(started(8, None))):
         assert len(there["losses"]) == 3
         assert_alike(there, alone)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_on_another_number_of_devices(alone, on_two, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(on_two[1], folder)
@@ -122,6 +124,7 @@ def test_each_of_two_processes_trains_by_itself(on_two, tmp_path):
     assert resumed["sums"] == on_two[0]["sums"]
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_like_float32(alone):
     there = ended(started(1, None, precision="bfloat16"))
     np.testing.assert_allclose(there["losses"], alone["losses"], rtol=0.03)

@@ -29,6 +29,7 @@ def test_a_training_begins_with_what_it_is_given(data, model):
     assert found.metrics["start"] != train(SPEC, CELL, data, STILL, start=found, seed=7).metrics["start"]
 
 
+@pytest.mark.slow
 def test_a_start_in_the_program_of_all_cells(data, model):
     found = train(SPEC, CELL, data, STILL, start=model, one_program=True)
     for ours, its in zip(jax.tree.leaves(found.params), jax.tree.leaves(model.params), strict=True):

@@ -103,6 +103,7 @@ def test_it_goes_on_and_is_not_taken_for_another(data, tmp_path):
         train(SPEC, SPACE.parse(CELLS[0]), data, config, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_alike(data):
     model, _ = both(CELLS[1], data, RECIPES["sgd"])
     assert evaluate(model, data.validation, one_program=True) == evaluate(model, data.validation)
