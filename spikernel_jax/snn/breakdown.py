@@ -89,7 +89,7 @@ def parts_of(spec: NetworkSpec, genotype: ArrayLike, spikes: Mapping[str, ArrayL
       spec: the network.
       genotype: [E] or [2, E].
       spikes: mean number of spikes of one image over all time steps and channels, [H, W] by LIF site
-        (`training.loop.measure_spikes`); None leaves them NaN.
+        (`training.evaluation.measure_spikes`); None leaves them NaN.
 
     Example:
       >>> from spikernel_jax import CellSpace, NetworkSpec
