@@ -165,6 +165,36 @@ def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "F
     return save(figure, path)
 
 
+def order_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
+    """Draws validation accuracy against epochs, a line for each kernel size, a panel for each comparison.
+
+    The table has one row for each comparison, kernel size, number of epochs and seed: `comparison` (the panel's title),
+    `kernel_size`, `epochs`, `seed` and `validation_accuracy` (0 to 1). Bars are standard deviations over seeds.
+    """
+    names = ("comparison", "kernel_size", "epochs", "seed", "validation_accuracy")
+    comparison, sizes, epochs, seeds, accuracy = numeric_columns(table, names)
+    panels, lengths = list(dict.fromkeys(comparison.tolist())), np.unique(epochs)
+    figure, axes = new_figure(title, (4.6 * len(panels), 4.2), nrows=1, ncols=len(panels), sharey=True)
+    for axis, name in zip(axes, panels, strict=True):
+        here = comparison == name
+        for size, colour, marker in zip(np.unique(sizes[here]), cycle(COLOURS), cycle(MARKERS), strict=False):
+            own = here & (sizes == size)
+            means, sds = 100 * np.array([mean_sd(accuracy[own & (epochs == length)]) for length in lengths]).T
+            bars = np.nan_to_num(sds)
+            axis.errorbar(lengths, means, bars, color=colour, marker=marker, capsize=4, label=f"{size:.0f}x{size:.0f}")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(lengths, [f"{length:.0f}" for length in lengths])
+        axis.minorticks_off()
+        axis.set_xlabel("epochs of a training")
+        axis.set_title(name, fontsize=10)
+        say_skipped(axis, int((here & ~np.isfinite(accuracy)).sum()))
+    axes[0].set_ylabel("validation accuracy (%)")
+    axes[0].legend(fontsize=8, frameon=False)
+    note = f"each point is trained anew, to its own end; mean ± sd (n = {np.unique(seeds).size} seeds)"
+    figure.supxlabel(note, fontsize=8, color="#555555")
+    return save(figure, path)
+
+
 def spaced(kernels: str) -> str:
     """A kernel set that may break over lines where it is long."""
     return kernels.replace(",", ", ") if len(kernels) > 9 else kernels
