@@ -31,8 +31,8 @@ class Options:
 def kernel_order(options: Options) -> None:
     """Compares the runs, and prints the verdicts."""
     runs = read_runs(options.runs)
-    config, _ = next(iter(runs.values()))
-    about = {name: config.config[name] for name in ("data", "preset", "seed")}
+    shortest, _ = next(iter(runs.values()))
+    about = {name: shortest.config[name] for name in ("data", "preset", "seed")}
     out = options.out or default_folder(about["data"], about["preset"], about["seed"], "kernel-order")
     run = RunFolder.create(out, about | {"runs": {str(epochs): own.id for epochs, (own, _) in runs.items()}})
     with run.lock():

@@ -87,9 +87,10 @@ def mean_sd(values: np.ndarray) -> tuple[float, float]:
     return mean, float(values.std(ddof=1)) if values.size > 1 else math.nan
 
 
-def kernel_text(kernel: str) -> str:
+def kernel_text(kernel: str | int) -> str:
     """A kernel as figures and tables show it: ``3x3`` of ``3``, and an operation's name as it is."""
-    return f"{kernel}x{kernel}" if kernel.isdecimal() else kernel
+    text = str(kernel)
+    return f"{text}x{text}" if text.isdecimal() else text
 
 
 def impact_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure":
@@ -150,7 +151,7 @@ def controlled_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "F
         beside = sizes[finite] + 0.28  # a seed's point is not to hide under the mean's bar
         axis.scatter(beside, 100 * accuracy[finite], s=16, facecolors="none", edgecolors=colour, alpha=0.8)
         labels = [
-            f"{size:.0f}x{size:.0f}\nC = {channels[rows][0]:.0f}\n{parameters[rows][0]:,.0f}"
+            f"{kernel_text(int(size))}\nC = {channels[rows][0]:.0f}\n{parameters[rows][0]:,.0f}"
             for size, rows in zip(ticks, own, strict=True)
         ]
         axis.set_xticks(ticks, labels, fontsize=8)
@@ -181,7 +182,7 @@ def order_figure(table: "pl.DataFrame", path: str | Path, title: str) -> "Figure
             own = here & (sizes == size)
             means, sds = 100 * np.array([mean_sd(accuracy[own & (epochs == length)]) for length in lengths]).T
             bars = np.nan_to_num(sds)
-            axis.errorbar(lengths, means, bars, color=colour, marker=marker, capsize=4, label=f"{size:.0f}x{size:.0f}")
+            axis.errorbar(lengths, means, bars, color=colour, marker=marker, capsize=4, label=kernel_text(int(size)))
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, [f"{length:.0f}" for length in lengths])
         axis.minorticks_off()

@@ -23,6 +23,7 @@ from spikernel_jax.pipeline.options import impact_genotypes
 from spikernel_jax.pipeline.presets import Preset
 from spikernel_jax.pipeline.trials import Trial
 from spikernel_jax.report import figures, pages
+from spikernel_jax.report.figures import kernel_text
 from spikernel_jax.report.intervals import columns, interval, points
 from spikernel_jax.snn import cost
 from spikernel_jax.snn.spec import NetworkSpec
@@ -233,7 +234,7 @@ def accuracy_markdown(summary: "pl.DataFrame", split: str = "validation") -> str
 
     rows = []
     for row in summary.iter_rows(named=True):
-        shown: dict[str, Any] = {"": row["comparison"], "kernel": _kernel(row), "C": row["channels"]}
+        shown: dict[str, Any] = {"": row["comparison"], "kernel": kernel_text(row["kernel_size"]), "C": row["channels"]}
         if split == "validation":
             shown |= {"parameters": f"{row['parameters']:,}", "to reference": f"{100 * row['mismatch']:+.2f} %"}
         shown |= {"n": row["n"], f"{split} % ± sd [95 %]": points(row, split)}
@@ -250,7 +251,7 @@ def cost_markdown(summary: "pl.DataFrame", bits: int) -> str:
 
     table = pl.DataFrame([
         {
-            "": row["comparison"], "kernel": _kernel(row), "C": row["channels"],
+            "": row["comparison"], "kernel": kernel_text(row["kernel_size"]), "C": row["channels"],
             "parameters": f"{row['parameters']:,}",
             f"memory KiB at {bits} bits": round(row["memory_bytes"] / 1024, 1),
             "MACs M": row["macs"] / 1e6, "synaptic operations M": row["synops"] / 1e6,
@@ -259,10 +260,6 @@ def cost_markdown(summary: "pl.DataFrame", bits: int) -> str:
         for row in summary.iter_rows(named=True)
     ])  # fmt: skip
     return pages.markdown_table(table, table.columns)
-
-
-def _kernel(row: dict[str, Any]) -> str:
-    return "{0}x{0}".format(row["kernel_size"])
 
 
 def _sections(job: Job, study: Study, summary: "pl.DataFrame") -> list[tuple[str, str]]:

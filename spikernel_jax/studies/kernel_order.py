@@ -5,10 +5,9 @@ nothing but their epochs. The verdict is of the two longest: the order is at res
 there, and not if a pair has that either run tells apart, so that its 95 % interval is to one side of 0. What changes
 places without being told apart in either run is chance or equality, and the verdict names it.
 
-Validation accuracy is what is compared; test accuracies are not read.
+Validation accuracy is what is compared; of test accuracies, whether there are any.
 """
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from spikernel_jax.io.files import differences
 from spikernel_jax.io.run_folder import RunFolder, commit_text
 from spikernel_jax.report import figures, pages
+from spikernel_jax.report.figures import kernel_text
 from spikernel_jax.report.intervals import columns, interval, points
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def read_runs(folders: Sequence[Path]) -> "dict[int, tuple[RunFolder, pl.DataFra
         table = run.read_table("kernel_controlled", _SCRIPT, (*_NETWORK, "validation_accuracy", "test_accuracy"))
         if table["test_accuracy"].has_nulls():
             raise ValueError(f"{folder} is not finished: give its command again")
-        settings = copy.deepcopy(run.config)
-        epochs = settings["settings"].pop("epochs")
+        epochs = run.config["settings"]["epochs"]
+        settings = run.config | {"settings": run.config["settings"] | {"epochs": None}}
         own = set(table.select(_NETWORK).iter_rows())
         first, networks = first or settings, networks or own
         if differing := differences(first, settings):
@@ -82,7 +82,7 @@ def pairs_of(tables: "Mapping[int, pl.DataFrame]") -> "pl.DataFrame":
     rows = []
     before: dict[tuple[str, int, int], np.ndarray] = {}
     for epochs, table in tables.items():
-        for (name,), part in table.sort("seed").group_by("comparison", maintain_order=True):
+        for (name,), part in table.group_by("comparison", maintain_order=True):
             values = {
                 k: own["validation_accuracy"].to_numpy()
                 for (k,), own in part.sort("kernel_size", "seed").group_by("kernel_size", maintain_order=True)
@@ -94,7 +94,7 @@ def pairs_of(tables: "Mapping[int, pl.DataFrame]") -> "pl.DataFrame":
                 row = dict(zip(("comparison", "smaller", "larger"), pair, strict=True))
                 row |= {"epochs": epochs, "n": found.n, **columns("difference", found)}
                 row["apart"] = found.low > 0 or found.high < 0
-                change = columns("change", interval(difference - before[pair]) if pair in before else found)
+                change = columns("change", interval(difference - before.get(pair, 0.0)))
                 rows.append(row | (change if pair in before else dict.fromkeys(change)))
                 before[pair] = difference
     return pl.DataFrame(rows, infer_schema_length=None)
@@ -124,7 +124,7 @@ class Verdict:
     def text(self) -> str:
         """The verdict as a sentence."""
         short, long = self.lengths
-        before, after = (" > ".join(map(_kernel, order)) for order in self.orders)
+        before, after = (" > ".join(map(kernel_text, order)) for order in self.orders)
         if not self.changed:
             text = f"{after}, after {short} epochs as after {long}: **at rest**"
         else:
@@ -134,12 +134,8 @@ class Verdict:
         return f"{self.comparison}: {text}; {level}."
 
 
-def _kernel(size: int) -> str:
-    return figures.kernel_text(str(size))
-
-
 def _pairs(pairs: Sequence[tuple[int, int]]) -> str:
-    return ", ".join(f"{_kernel(a)} and {_kernel(b)}" for a, b in pairs)
+    return ", ".join(f"{kernel_text(a)} and {kernel_text(b)}" for a, b in pairs)
 
 
 def verdicts(pairs: "pl.DataFrame") -> list[Verdict]:
@@ -219,13 +215,13 @@ def _sections(
     )
     wide, means = [], []
     for (name, smaller, larger), own in pairs.group_by("comparison", "smaller", "larger", maintain_order=True):
-        shown = {"": name, "pair": f"{_kernel(int(larger))} less {_kernel(int(smaller))}"}
+        shown = {"": name, "pair": f"{kernel_text(int(larger))} less {kernel_text(int(smaller))}"}
         shown |= {f"{row['epochs']} epochs": points(row, "difference", "+") for row in own.iter_rows(named=True)}
         wide.append(shown | {"change, the last two": points(own.row(-1, named=True), "change", "+")})
     for (name, k), own in accuracies.group_by("comparison", "kernel_size", maintain_order=True):
         shown = {
             "": name,
-            "kernel": _kernel(int(k)),
+            "kernel": kernel_text(int(k)),
             "C": own["channels"][0],
             "parameters": f"{own['parameters'][0]:,}",
         }

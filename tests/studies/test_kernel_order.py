@@ -59,7 +59,7 @@ def test_told_apart_is_an_interval_on_one_side_of_zero(wide, apart):
     assert row["apart"] == apart == (high < 0)
 
 
-REST, CHANCE, OTHER = "at rest**", "at rest but for those that neither run tells apart", "not at rest"
+REST, CHANCE, OTHER = "**at rest**", "**at rest but for those that neither run tells apart**", "**not at rest**"
 WIDE = {3: (-0.1, 0.0, 0.1)}
 
 
