@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from spikernel_jax.snn.layers import every_step
+
 Array = jax.Array
 Stats = dict[str, dict[str, Array]]  # layer name -> running {"mean", "var"}
 # What one operation makes of an edge's source node, and running statistics of its layers after that.
@@ -20,7 +22,8 @@ Make = Callable[[], tuple[Array, Stats]]
 
 
 def _added(y: Array, like: jax.ShapeDtypeStruct, total: Array | None) -> Array:
-    return jnp.broadcast_to(y, like.shape) if total is None else total + y
+    y = every_step(y, like.shape[0])
+    return y if total is None else total + y
 
 
 def _fixed(
@@ -55,7 +58,7 @@ def _mixture(
     """Adds all operations by their weights; one of weight 0 is not computed. It keeps no statistics."""
     nothing = result = jnp.zeros(like.shape, like.dtype)
     for weight, make in zip(weights[1:], makes, strict=True):
-        weighted = lambda w=weight, make=make: w * jnp.broadcast_to(make()[0], like.shape)  # noqa: E731
+        weighted = lambda w=weight, make=make: w * every_step(make()[0], like.shape[0])  # noqa: E731
         result += lax.cond(weight > 0, weighted, lambda: nothing)
     return _added(result, like, total), stats
 

@@ -4,7 +4,9 @@ All activations are time-major ``[T, B, H, W, C]``; a convolution over T time st
 one convolution over ``T*B`` images. Weights are ``[k, k, C_in, C_out]``.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +20,23 @@ Params = dict[str, Array]
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # weight of the new statistic, PyTorch's convention
 NORMS = ("per_step", "over_time")
+
+
+def every_step(x: Array, time_steps: int) -> Array:
+    """What is the same in all time steps, [1, ...], at each of T: [T, ...]; what has all of them already as it is."""
+    return x if len(x) == time_steps else _repeated(time_steps, x)
+
+
+def _repeated_forwards(time_steps: int, x: Array) -> Array:
+    return jnp.broadcast_to(x, (time_steps, *x.shape[1:]))
+
+
+_repeated = jax.custom_vjp(_repeated_forwards, nondiff_argnums=(0,))
+# A sum of slices, which XLA fuses with what made them: its reduction took eight times as long on a CPU.
+_repeated.defvjp(
+    lambda time_steps, x: (_repeated_forwards(time_steps, x), None),
+    lambda time_steps, _, g: (functools.reduce(operator.add, jnp.split(g, time_steps)),),
+)
 
 
 def downsample(x: Array, factor: int) -> Array:

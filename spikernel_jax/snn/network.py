@@ -287,11 +287,11 @@ class Pass:
             x = x0 if node == 0 else total(node, range(node))
             value = x if feedback is None or node == 3 else x + feedback[node]
             values.append(value)
-            full = jnp.broadcast_to(value, (time_steps, *value.shape[1:]))
+            full = layers.every_step(value, time_steps)
             spikes.append({r: self.fire(r.site(cell, node), full, r.neuron) for r in self.spec.readers})
         if feedback is not None:
             self.state[f"{cell}.feedback"] = tuple(total(n, range(n + 1, 4))[0] for n in range(3))
-        return jnp.broadcast_to(values[3], (time_steps, *x0.shape[1:]))
+        return layers.every_step(values[3], time_steps)
 
     def head(self, spikes_TBHWC: Array, dropout_keep: Array | None) -> Array:
         """Logits of every time step, [T, B, K]."""

@@ -41,6 +41,15 @@ def test_downsample(factor):
     np.testing.assert_allclose((dx * x).sum(), np.square(ours).sum(), rtol=1e-12)  # linear: <dx, x> = <ours, ours>
 
 
+@pytest.mark.parametrize(("before", "steps"), [(1, 1), (1, 4), (4, 4)])
+def test_every_step_sums_the_gradients_of_all(before, steps):
+    x, g = (np.random.default_rng(0).normal(size=(n, 2, 3)).astype(np.float32) for n in (before, steps))
+    ours, backwards = jax.vjp(lambda x: layers.every_step(x, steps), jnp.asarray(x))
+    np.testing.assert_array_equal(ours, np.broadcast_to(x, (steps, 2, 3)))
+    (dx,) = backwards(g)
+    np.testing.assert_allclose(dx, g.reshape(before, -1, 2, 3).sum(1), rtol=1e-6)
+
+
 def test_batch_norm_needs_statistics_to_evaluate():
     with pytest.raises(ValueError, match="train=False needs running statistics"):
         layers.batch_norm(jnp.zeros((1, 1, 2, 2, 1)), layers.init_affine(1), None, train=False)
