@@ -12,6 +12,7 @@ import pytest
 import tyro
 
 import scripts
+from spikernel_jax.io import machine
 from spikernel_jax.scoring import scores
 from spikernel_jax.snn import neurons
 
@@ -101,6 +102,12 @@ def test_examples_run_and_are_short(example, capsys):
 
 def test_the_readme_is_a_door():
     assert len((ROOT / "README.md").read_bytes()) <= 6000
+
+
+def test_the_settings_of_memory_are_those_that_scripts_take():
+    page = (ROOT / "docs" / "explanation" / "engine.md").read_text("utf-8")
+    (shown,) = re.findall(r"GLIBC_TUNABLES=([\w.:=]+)`", page)
+    assert set(shown.split(":")) == {*machine._KEPT, machine._HUGE_PAGES}
 
 
 def test_links_lead_somewhere():

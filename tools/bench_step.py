@@ -1,7 +1,8 @@
 """Where a training step's time goes, by part and direction, and what memory it takes by time steps and batch."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 from numpy.typing import ArrayLike
@@ -15,6 +16,7 @@ from spikernel_jax.training.recipe import TrainConfig
 
 FORWARD, BACKWARD, KERNELS = "forward", "backward", "kernel gradients"
 PHASES: tuple[str, ...] = (FORWARD, BACKWARD, KERNELS)
+CONVOLUTION = "convolution"
 UPDATE = "images, optimiser"  # what is in neither pass
 PARTS = (*(part for part in trace_parts.PARTS if part != "gram"), UPDATE)
 
@@ -33,37 +35,54 @@ def phase_of(part: str, source: str) -> tuple[str, str]:
     return part, BACKWARD if "transpose(" in source else FORWARD
 
 
-def step_seconds(program: Program) -> dict[str, dict[str, float]]:
-    """Seconds of device time a step, the devices' mean, by part and phase.
+class StepProfile(NamedTuple):
+    """A step on one device, the devices' mean, by part and phase."""
 
-    Args:
-      program: of `compiled_step`; its state is used up.
-    """
+    seconds: dict[str, dict[str, float]]
+    moved: dict[str, dict[str, float]]  # bytes of arrays read and written; of loops over slices far too many
+
+
+def profiled(program: Program) -> tuple[StepProfile, int]:
+    """A profile of a program of `compiled_step`, whose state is used up; and how many devices it ran on."""
     state, _ = jax.block_until_ready(program.call(program.state))
     devices = len(jax.tree.leaves(state)[0].devices())
     text = program.compiled.as_text()
     name = text.split("HloModule ")[1].split(",")[0]
     events, _ = trace_parts.profile(lambda: jax.block_until_ready(program.call(state)))
-    _, sources = trace_parts.device_seconds(events, {name: trace_parts.instructions(text)})
-    found: dict[str, dict[str, float]] = {part: dict.fromkeys(PHASES, 0.0) for part in PARTS}
-    for (part, source), seconds in sources.items():
-        part, phase = phase_of(part, source)
-        found[part][phase] += seconds / program.steps / devices
-    return found
+    programs = {name: trace_parts.instructions(text)}
+
+    def by_part(sources: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {part: dict.fromkeys(PHASES, 0.0) for part in PARTS}
+        for (part, source), value in sources.items():
+            part, phase = phase_of(part, source)
+            found[part][phase] += value / program.steps / devices
+        return found
+
+    _, seconds = trace_parts.device_seconds(events, programs)
+    return StepProfile(by_part(seconds), by_part(trace_parts.device_bytes(events, programs))), devices
 
 
-def measure_parts(program: Program) -> tuple[dict[str, Any], str]:
-    """A profile of a program, whose state is used up."""
-    parts = step_seconds(program)
+def measure_parts(program: Program, settings: Settings) -> tuple[dict[str, Any], str]:
+    """A profile of a program, whose state is used up; of what does not convolve, how fast it goes through memory."""
+    (parts, moved), devices = profiled(program)
     total = sum(sum(phases.values()) for phases in parts.values())
-    rows = [
-        (part, *(f"{phases[phase]:.3f} s, {100 * phases[phase] / total:.1f} %" for phase in PHASES))
-        for part, phases in parts.items()
-    ]
+    passing = {part: phases for part, phases in moved.items() if part != CONVOLUTION}
+
+    def text(part: str, phase: str) -> str:
+        seconds, passed = parts[part][phase], passing.get(part, {}).get(phase, 0)
+        rate = f", {devices * passed / seconds / 1e9:.0f} GB/s" if seconds and passed else ""
+        return f"{seconds:.3f} s, {100 * seconds / total:.1f} %{rate}"
+
+    rows = [(part, *(text(part, phase) for phase in PHASES)) for part in parts]
     say(f"parts: {total:.2f} s a step on each device")
-    return {"seconds": parts, "total": total}, (
+    amount = devices * sum(sum(phases.values()) for phases in passing.values()) / 1e9
+    least = amount / settings.ceilings.bandwidth * 1e9
+    return {"seconds": parts, "bytes": passing, "devices": devices, "total": total}, (
         f"### Where a step's time goes\n\nDevice time of a step, from a profile of one: {total:.2f} s in all. What was "
-        f"compiled into one instruction counts for its last part; sums and the head are in {trace_parts.REST!r}.\n\n"
+        f"compiled into one instruction counts for its last part; sums and the head are in {trace_parts.REST!r}. GB/s: "
+        f"arrays that instructions read and write, on all {devices} devices; {amount:.2f} GB a step beside "
+        f"convolutions, which would take {least:.3f} s at the bandwidth of "
+        f"{settings.ceilings.bandwidth / 1e9:.0f} GB/s.\n\n"
         f"{table(('', *PHASES), rows)}"
     )
 

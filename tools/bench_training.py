@@ -296,7 +296,7 @@ def measure(settings: Settings, genotype: ArrayLike) -> tuple[dict[str, Any], st
         results |= {"skipped": skipped, "peer": None if skipped else peers.describe()}
     text = _text(settings, results)
     if "parts" in options.sections:
-        results["parts"], more = measure_parts(nets["ours"].program._replace(state=nets["ours"].state))
+        results["parts"], more = measure_parts(nets["ours"].program._replace(state=nets["ours"].state), settings)
         text += f"\n\n{more}"
     if "memory" in options.sections:
         results["memory"], more = measure_memory(settings, spec, genotype)

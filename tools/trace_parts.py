@@ -7,6 +7,7 @@ is a fusion, and to the rest otherwise.
 """
 
 import inspect
+import math
 import re
 import tempfile
 import time
@@ -36,7 +37,8 @@ PARTS = (*dict.fromkeys(_FUNCTIONS.values()), REST)
 _NESTING = {"while", "conditional", "call"}
 
 _ENTRY = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
-_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = .*?[\])}] ([a-z][\w\-]*)\((.*)")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?[\])}]) ([a-z][\w\-]*)\((.*)")
+_ARRAY = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 
 
 class Instruction(NamedTuple):
@@ -45,6 +47,7 @@ class Instruction(NamedTuple):
     opcode: str
     part: str
     source: str  # the operation it came from, as JAX names it
+    moved: int  # bytes of the arrays that it reads and of those that it writes, in whole
 
 
 class Event(NamedTuple):
@@ -75,6 +78,12 @@ def _tables(text: str) -> dict[str, dict[int, Any]]:
     return tables
 
 
+def _bytes(shape: str) -> int:
+    """Of an array, or of all arrays of a tuple."""
+    widths = [(1 if kind == "pred" else int(kind.lstrip("bfsu")) / 8, sides) for kind, sides in _ARRAY.findall(shape)]
+    return math.ceil(sum(width * math.prod(map(int, filter(None, sides.split(",")))) for width, sides in widths))
+
+
 def instructions(text: str) -> dict[str, Instruction]:
     """All instructions of a compiled program by name.
 
@@ -100,17 +109,22 @@ def instructions(text: str) -> dict[str, Instruction]:
     found: dict[str, Instruction] = {}
     unnamed: list[str] = []  # fusions that came to be without a stack
     users: dict[str, list[str]] = {}
+    made: dict[str, int] = {}  # bytes
     for line in text.splitlines():
         if not (match := _INSTRUCTION.match(line)):
             continue
-        name, opcode, rest = match.groups()
+        name, shape, opcode, rest = match.groups()
         frame = re.search(r"stack_frame_id=(\d+)", rest)
         source = re.search(r'op_name="([^"]*)"', rest)
         if opcode == "fusion" and not frame:
             unnamed.append(name)
-        for operand in re.findall(r"%([\w.\-]+)", rest.split("), ")[0]):
+        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+        for operand in operands:
             users.setdefault(operand, []).append(name)
-        found[name] = Instruction(opcode, part_of(int(frame[1])) if frame else REST, source[1] if source else "")
+        made[name] = _bytes(shape)
+        moved = made[name] + sum(made.get(operand, 0) for operand in operands)
+        part = part_of(int(frame[1])) if frame else REST
+        found[name] = Instruction(opcode, part, source[1] if source else "", moved)
     for name in unnamed:
         reader = found[name]
         waiting = users.get(name, [])
@@ -137,6 +151,19 @@ def device_seconds(
     return parts, sources
 
 
+def device_bytes(
+    events: Iterable[Event], programs: Mapping[str, Mapping[str, Instruction]]
+) -> Counter[tuple[str, str]]:
+    """Bytes that instructions read and wrote, summed over devices, by (part, source); arguments as `device_seconds`.
+
+    Where an instruction reads a slice of an array, the whole counts.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    for instruction, name, _ in _of_devices(events, programs):
+        found[instruction.part, instruction.source or name] += instruction.moved
+    return found
+
+
 def launches(events: Iterable[Event], programs: Mapping[str, Mapping[str, Instruction]]) -> int:
     """How many instructions the devices ran; arguments as `device_seconds`."""
     return sum(1 for _ in _of_devices(events, programs))
@@ -152,7 +179,7 @@ def _of_devices(
         program = programs.get(event.module)
         if program is None or (streams and event.line not in streams):
             continue
-        instruction = program.get(event.name, Instruction("", REST, event.name))
+        instruction = program.get(event.name, Instruction("", REST, event.name, 0))
         if instruction.opcode not in _NESTING:
             yield instruction, event.name, event.seconds
 

@@ -96,6 +96,10 @@ def test_instructions_belong_to_the_innermost_known_function(shift):
         "while.3": ("while", "rest"),
     }
     assert found["convolution.1"].source == "jit(f)/conv"
+    # Arrays in whole: 2×2 and 2 values of 4 bytes; a tuple's are all of them.
+    moved = {name: found[name].moved for name in ("p", "convolution.1", "ynn.1", "deep", "while.3")}
+    assert moved == {"p": 12, "convolution.1": 16 + 12 + 12, "ynn.1": 8 + 16, "deep": 3 * 8, "while.3": 12 + 8}
+    assert [trace_parts._bytes(shape) for shape in ("bf16[3,5]{1,0}", "pred[]", "u8[7]{0}")] == [30, 1, 7]
 
 
 def event(name: str, micros: float, line: str = "1", module: str = "jit_f") -> trace_parts.Event:
@@ -114,6 +118,7 @@ def test_device_time_by_part():
     assert sources["convolution", "jit(f)/conv"] == pytest.approx(12e-6)
     assert sources["rest", "unheard.of"] == pytest.approx(1e-6)
     assert trace_parts.launches(events, {"jit_f": program(1)}) == 6
+    assert trace_parts.device_bytes(events, {"jit_f": program(1)})["convolution", "jit(f)/conv"] == 2 * 40
 
 
 def test_of_a_gpu_only_streams_count():

@@ -24,6 +24,7 @@ import scripts
 from quick_cases import mostly_slow
 from spikernel_jax import CellSpace, NetworkSpec, load_snasnet
 from spikernel_jax.snn import network
+from spikernel_jax.training.devices import devices_for
 from spikernel_jax.training.loop import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -320,7 +321,10 @@ def test_seconds_of_a_step_by_part():
     spec = dataclasses.replace(SPEC, head="gap")
     images, labels = jnp.zeros((4, *spec.image_shape), jnp.uint8), jnp.zeros(4, jnp.int32)
     program = bench_kernels.compiled_step(spec, SPACE.parse(CELL), TrainConfig(batch_size=4), images, labels, 0, 2)
-    seconds = bench_step.step_seconds(program)
+    (seconds, moved), devices = bench_step.profiled(program)
+    assert devices == devices_for(4).size
+    values = 4 // devices * spec.time_steps * spec.channels * math.prod(spec.cell_size(0))
+    assert moved["lif"]["forward"] >= 2 * 4 * values  # a current in, spikes out, of one LIF at least
     assert set(seconds) == set(bench_step.PARTS)
     assert all(seconds["convolution"][phase] > 0 for phase in bench_step.PHASES)
     assert all(seconds[part]["forward"] > 0 and seconds[part]["backward"] > 0 for part in ("norm", "lif"))
