@@ -54,7 +54,7 @@ def filled(
         full = dataclasses.replace(full, matmul_side=3072 if platform == "cpu" else 8192)
     for field in dataclasses.fields(full):
         value = getattr(full, field.name)
-        least = 0 if field.name in ("quick", "methods", "seed", *zero) else 1
+        least = 0 if isinstance(value, bool) or field.name in ("seed", *zero) else 1
         flag = f"--{field.name.replace('_', '-')} {value}"
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, int) and number < least for number in numbers):

@@ -10,8 +10,6 @@ import jax
 
 CACHE_OFF = "off"
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
-# One heap for all threads, large arrays in it too, and nothing of it given back.
-_KEPT = ("glibc.malloc.mmap_max=0", "glibc.malloc.arena_max=1", f"glibc.malloc.trim_threshold={1 << 40}")
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -37,26 +35,19 @@ def set_up(cache: str | Path | None = None) -> None:
             return
 
 
-def restart_with_kept_memory() -> None:
-    """Starts this process's program anew, in its place, with memory that the C library keeps once it has it.
+def restart_with_huge_pages() -> None:
+    """Starts this process's program anew, in its place, with memory in huge pages where Linux gives them on demand.
 
-    A training step on a CPU writes some hundred MB. In pages of 4 KiB a fifth of its time goes to getting them, so
-    huge pages are asked for where Linux gives them on demand. And glibc gives large arrays back as soon as they are
-    free, to get them again for the next call; here the process holds what it needed at its most until it ends.
-
-    The C library reads its settings (``GLIBC_TUNABLES``) only when a program starts. Those that are given already stay
-    as they are; does nothing where all are, or the library is another.
+    A training step on a CPU writes some hundred MB of fresh memory; in pages of 4 KiB, a fifth of its time goes to
+    getting them. The C library reads its setting (``GLIBC_TUNABLES``) only when a program starts. Does nothing where
+    the setting is there already, or huge pages are off or always given.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    given = os.environ.get("GLIBC_TUNABLES", "")
-    named = {setting.partition("=")[0] for setting in given.split(":")}
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
     on_demand = _THP.exists() and "[madvise]" in _THP.read_text()
-    wanted = (*_KEPT, _HUGE_PAGES) if on_demand else _KEPT
-    missing = [setting for setting in wanted if setting.partition("=")[0] not in named]
-    if missing:
-        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (given, *missing)))
-        os.execv(sys.executable, sys.orig_argv)
+    if not on_demand or "glibc.malloc.hugetlb" in tunables or platform.libc_ver()[0] != "glibc":
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, _HUGE_PAGES)))
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def cores() -> int:

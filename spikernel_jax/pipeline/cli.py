@@ -116,9 +116,9 @@ class ImpactOptions:
 class MachineOptions:
     """How a machine is used for training."""
 
-    keep_memory: bool = True
-    """Start the process once more, in its place, with memory that the C library keeps, in huge pages where Linux gives
-    them on demand: on a CPU training is a fifth faster or more."""
+    huge_pages: bool = True
+    """Start the process once more, in its place, with memory in huge pages where Linux gives them on demand: on a CPU
+    training is about a fifth faster."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,8 +280,8 @@ def main(options_type: type[Options], body: Callable[[Options], None], descripti
         sys.exit(0)
     script = Path(body.__code__.co_filename).resolve()
     started = script in (Path(word).resolve() for word in sys.orig_argv[1:])  # else another program calls it
-    if started and getattr(options, "keep_memory", False):
-        machine.restart_with_kept_memory()
+    if started and getattr(options, "huge_pages", False):
+        machine.restart_with_huge_pages()
     machine.set_up(getattr(options, "compilation_cache", None))
     global _voice
     try:

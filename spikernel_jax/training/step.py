@@ -62,7 +62,7 @@ class Program:
 
 
 _STEPS_A_CALL = 32  # at most; a second or less on an accelerator
-_STEPS_A_CALL_OF_A_CPU = 4  # a program's memory may be fresh in each call, and costs a step a tenth of its time
+_STEPS_A_CALL_OF_A_CPU = 4  # a program's memory is fresh in each call, and costs a step a tenth of its time
 
 
 def in_calls(order: np.ndarray, begun: int = 0) -> Iterator[tuple[np.ndarray, int | None]]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bench_common
 import bench_kernels
 import bench_step
 import bench_training
@@ -246,6 +247,11 @@ def test_multi_step_refuses_feedback():
 def test_refuses_bad_options_before_any_work(change, words, monkeypatch):
     monkeypatch.setattr(bench_training, "measure", None)
     scripts.refuses(bench_training, change, words)
+
+
+def test_a_switch_turned_off_is_no_number_too_small():
+    full = bench_common.filled(bench_training.Options(huge_pages=False), bench_training._DEFAULTS, "cpu")
+    assert (full.huge_pages, full.quick, full.rounds) == (False, False, 4)
 
 
 @pytest.mark.parametrize("precision", mostly_slow(["float32", "bfloat16"], lambda name: name == "bfloat16"))
