@@ -40,10 +40,11 @@ class StepProfile(NamedTuple):
 
     seconds: dict[str, dict[str, float]]
     moved: dict[str, dict[str, float]]  # bytes of arrays read and written; of loops over slices far too many
+    devices: int
 
 
-def profiled(program: Program) -> tuple[StepProfile, int]:
-    """A profile of a program of `compiled_step`, whose state is used up; and how many devices it ran on."""
+def profiled(program: Program) -> StepProfile:
+    """A profile of a program of `compiled_step`, whose state is used up."""
     state, _ = jax.block_until_ready(program.call(program.state))
     devices = len(jax.tree.leaves(state)[0].devices())
     text = program.compiled.as_text()
@@ -59,12 +60,12 @@ def profiled(program: Program) -> tuple[StepProfile, int]:
         return found
 
     _, seconds = trace_parts.device_seconds(events, programs)
-    return StepProfile(by_part(seconds), by_part(trace_parts.device_bytes(events, programs))), devices
+    return StepProfile(by_part(seconds), by_part(trace_parts.device_bytes(events, programs)), devices)
 
 
 def measure_parts(program: Program, settings: Settings) -> tuple[dict[str, Any], str]:
     """A profile of a program, whose state is used up; of what does not convolve, how fast it goes through memory."""
-    (parts, moved), devices = profiled(program)
+    parts, moved, devices = profiled(program)
     total = sum(sum(phases.values()) for phases in parts.values())
     passing = {part: phases for part, phases in moved.items() if part != CONVOLUTION}
 
@@ -75,14 +76,13 @@ def measure_parts(program: Program, settings: Settings) -> tuple[dict[str, Any],
 
     rows = [(part, *(text(part, phase) for phase in PHASES)) for part in parts]
     say(f"parts: {total:.2f} s a step on each device")
-    amount = devices * sum(sum(phases.values()) for phases in passing.values()) / 1e9
-    least = amount / settings.ceilings.bandwidth * 1e9
+    passed, bandwidth = devices * sum(sum(phases.values()) for phases in passing.values()), settings.ceilings.bandwidth
     return {"seconds": parts, "bytes": passing, "devices": devices, "total": total}, (
         f"### Where a step's time goes\n\nDevice time of a step, from a profile of one: {total:.2f} s in all. What was "
         f"compiled into one instruction counts for its last part; sums and the head are in {trace_parts.REST!r}. GB/s: "
-        f"arrays that instructions read and write, on all {devices} devices; {amount:.2f} GB a step beside "
-        f"convolutions, which would take {least:.3f} s at the bandwidth of "
-        f"{settings.ceilings.bandwidth / 1e9:.0f} GB/s.\n\n"
+        f"arrays that instructions read and write, on all {devices} devices; {passed / 1e9:.2f} GB a step "
+        f"beside convolutions, which would take {passed / bandwidth:.3f} s at the bandwidth of {bandwidth / 1e9:.0f} "
+        f"GB/s.\n\n"
         f"{table(('', *PHASES), rows)}"
     )
 

@@ -238,13 +238,15 @@ def _backwards(steps: tuple[int, int], inputs: tuple[Array, Array], g_NHWC: Arra
         return dkernel.astype(kernel.dtype)
 
     def by_products(x_NHWC: Array, g_NHWC: Array) -> Array:
-        if kernel.shape[:2] == (1, 1) and stride == 1 and x_NHWC.dtype == _sums(x_NHWC):
-            return lax.dot_general(x_NHWC, g_NHWC, (((0, 1, 2), (0, 1, 2)), ((), ()))).reshape(kernel.shape)
-        if _in_tiles(steps, x_NHWC, kernel) and x_NHWC.dtype == jnp.float32:
+        if kernel.shape[:2] == (1, 1) and stride == 1 and x_NHWC.dtype == _sums(x_NHWC):  # of bfloat16 it is slower
+            found = lax.dot_general(x_NHWC, g_NHWC, (((0, 1, 2), (0, 1, 2)), ((), ()))).reshape(kernel.shape)
+        elif _in_tiles(steps, x_NHWC, kernel) and x_NHWC.dtype == jnp.float32:
             sums = 16 * math.prod(kernel.shape[2:]) * x_NHWC.dtype.itemsize
             together = _tiles_together(x_NHWC, sum(kernel.shape[2:]), sums)
-            return winograd.kernel_gradient(x_NHWC, g_NHWC, together).astype(kernel.dtype)
-        return _kernel_gradient(x_NHWC, g_NHWC, kernel, steps).astype(kernel.dtype)
+            found = winograd.kernel_gradient(x_NHWC, g_NHWC, together)
+        else:
+            found = _kernel_gradient(x_NHWC, g_NHWC, kernel, steps)
+        return found.astype(kernel.dtype)
 
     with jax.named_scope("kernel_gradient"):  # profiles tell it from the input's
         return dx_NHWC, lax.platform_dependent(x_NHWC, g_NHWC, cpu=by_products, default=by_xla)

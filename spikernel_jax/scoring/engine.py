@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from spikernel_jax.cells.canonical import FORWARD_EDGES
 from spikernel_jax.scoring.scores import SpikeTerms, collect, get_score, normalised_hamming, spike_terms
-from spikernel_jax.snn import network
+from spikernel_jax.snn import layers, network
 from spikernel_jax.snn.spec import NetworkSpec, Reader
 
 Array = jax.Array
@@ -128,7 +128,7 @@ def prepare(program: Program, bank: network.Params, images_BHWC: Array) -> Share
     net = _begin(program, np.eye(1, len(spec.space.edges), E03, dtype=np.int8)[0], bank, {})
     x0_BHWC = net.stem(images_BHWC)
     x0 = x0_BHWC[None]
-    currents = jnp.broadcast_to(x0, (steps, *x0.shape[1:]))
+    currents = layers.every_step(x0, steps)
     fired = [net.spikes(reader.neuron, jnp.zeros_like(x0_BHWC), currents)[1:] for reader in spec.readers]
     spikes, rho = tuple(s for s, _ in fired), tuple(r for _, r in fired)
     direct = [_operation(net, E03, op, x0, spikes) for op in range(spec.space.num_ops)]

@@ -327,7 +327,7 @@ def test_seconds_of_a_step_by_part():
     spec = dataclasses.replace(SPEC, head="gap")
     images, labels = jnp.zeros((4, *spec.image_shape), jnp.uint8), jnp.zeros(4, jnp.int32)
     program = bench_kernels.compiled_step(spec, SPACE.parse(CELL), TrainConfig(batch_size=4), images, labels, 0, 2)
-    (seconds, moved), devices = bench_step.profiled(program)
+    seconds, moved, devices = bench_step.profiled(program)
     assert devices == devices_for(4).size
     values = 4 // devices * spec.time_steps * spec.channels * math.prod(spec.cell_size(0))
     assert moved["lif"]["forward"] >= 2 * 4 * values  # a current in, spikes out, of one LIF at least
