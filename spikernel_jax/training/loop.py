@@ -28,6 +28,7 @@ from spikernel_jax.training.evaluation import as_data, evaluate
 from spikernel_jax.training.keep import kept
 from spikernel_jax.training.recipe import TrainConfig
 from spikernel_jax.training.step import Program, TrainState, in_calls, train_steps
+from spikernel_jax.training.whitening import whitened_stem
 
 Array = jax.Array
 
@@ -160,7 +161,12 @@ def begin(
         settings["start"] = _digest_of(*jax.tree.leaves((start.params, start.stats)))
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
-    state = program.start(init_key, start and as_data(start, one_program)[2])
+    begun = start and as_data(start, one_program)[2]
+    if config.whiten and not begun:
+        params, stats = network.init(init_key, spec, fixed)
+        kernel = whitened_stem(params["stem"]["kernel"], data, spec.stem_stride)
+        begun = params | {"stem": params["stem"] | {"kernel": kernel}}, stats
+    state = program.start(init_key, begun)
     return Running(program, codes, data, order_key, step_key, settings, among), state
 
 

@@ -88,6 +88,7 @@ class TrainConfig:
       ema: decay a step of the moving average of weights and statistics that is evaluated and exported; 0 is none.
       weight_bits: of kernels wherever they are multiplied, evaluated and exported, from 2 to 8 (`snn.rounding`); their
         gradients move kernels of float32. 0 is no rounding.
+      whiten: begin with a stem that whitens patches of the training images (`whitening`).
 
     Raises:
       ValueError: naming the field, its value, and what would be right.
@@ -119,12 +120,13 @@ class TrainConfig:
     ema: float = 0.0
     precision: str = "float32"
     weight_bits: int = 0
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what cannot be trained with."""
         for name in ("epochs", "batch_size"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 1, 1_000_000_000))
-        for name in ("flip", "trivial"):
+        for name in ("flip", "trivial", "whiten"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         for name in ("learning_rate", "mix_alpha"):
