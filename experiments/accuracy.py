@@ -34,7 +34,7 @@ _DEFAULTS = {"mnist5k": "cpu-10min", "mnist": "cpu-10min"}
 _OF_NEURON = ("v_threshold", "surrogate", "surrogate_scale", "max_spikes")
 _OF_RECIPE = (
     "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "padding", "trivial", "cutout", "mix",
-    "ema", "precision", "whiten",
+    "ema", "precision", "stem_init",
 )  # fmt: skip
 
 
@@ -101,8 +101,8 @@ class Options(cli.OutputOptions, cli.MachineOptions, cli.SizeOptions):
     """none, mixup or cutmix."""
     ema: float | None = None
     """Decay a step of the moving average of weights that is evaluated; 0 is none."""
-    whiten: bool = False
-    """Begin with a stem that whitens patches of the training images."""
+    stem_init: str | None = None
+    """How the stem begins: random, or whitened, which whitens patches of the training images."""
     all_images: bool = False
     """Train on the validation images too, once all is chosen; validation accuracy tells nothing then."""
     limit_validation: int | None = None

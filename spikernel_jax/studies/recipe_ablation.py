@@ -105,7 +105,7 @@ ROWS = {
         Row("cutmix", "augmentation", {"mix": "cutmix"}),
         Row("ema", "weights", {"ema": 0.999}),
         Row("no-ema", "weights", {"ema": 0.0}),
-        Row("whiten", "weights", {"whiten": True}),
+        Row("whiten", "weights", {"stem_init": "whitened"}),
         Row("decay-kernels", "weights", {"decayed": "kernels"}),
         Row("no-decay", "weights", {"weight_decay": 0.0}),
         Row("norm-over-time", "network", spec={"norm": "over_time"}),

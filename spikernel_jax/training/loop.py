@@ -162,7 +162,7 @@ def begin(
     root = jax.random.key(seed)
     init_key, order_key, step_key = (jax.random.fold_in(root, i) for i in range(3))
     begun = start and as_data(start, one_program)[2]
-    if config.whiten and not begun:
+    if config.stem_init == "whitened" and not begun:
         params, stats = network.init(init_key, spec, fixed)
         kernel = whitened_stem(params["stem"]["kernel"], data, spec.stem_stride)
         begun = params | {"stem": params["stem"] | {"kernel": kernel}}, stats

@@ -27,6 +27,7 @@ LOSSES = ("mean", "tet")
 MIXES = ("none", "mixup", "cutmix")
 DECAYED = ("all", "kernels")
 PRECISIONS = ("float32", "bfloat16")
+STEM_INITS = ("random", "whitened")
 
 # Fields of `TrainConfig`. Epochs, batch size and the learning rate of SGD are a preset's; a recipe of another optimiser
 # sets a learning rate of its own.
@@ -88,7 +89,8 @@ class TrainConfig:
       ema: decay a step of the moving average of weights and statistics that is evaluated and exported; 0 is none.
       weight_bits: of kernels wherever they are multiplied, evaluated and exported, from 2 to 8 (`snn.rounding`); their
         gradients move kernels of float32. 0 is no rounding.
-      whiten: begin with a stem that whitens patches of the training images (`whitening`).
+      stem_init: how the stem begins: ``"random"``, or ``"whitened"``, so that it whitens patches of the training
+        images (`whitening`).
 
     Raises:
       ValueError: naming the field, its value, and what would be right.
@@ -120,13 +122,13 @@ class TrainConfig:
     ema: float = 0.0
     precision: str = "float32"
     weight_bits: int = 0
-    whiten: bool = False
+    stem_init: str = "random"
 
     def __post_init__(self) -> None:
         """Refuses what cannot be trained with."""
         for name in ("epochs", "batch_size"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 1, 1_000_000_000))
-        for name in ("flip", "trivial", "whiten"):
+        for name in ("flip", "trivial"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         for name in ("learning_rate", "mix_alpha"):
@@ -144,7 +146,7 @@ class TrainConfig:
         if self.weight_bits:
             whole("weight_bits", self.weight_bits, *BITS)
         require_known(self, optimiser=OPTIMISERS, schedule=SCHEDULES, loss=LOSSES)
-        require_known(self, mix=MIXES, decayed=DECAYED, precision=PRECISIONS)
+        require_known(self, mix=MIXES, decayed=DECAYED, precision=PRECISIONS, stem_init=STEM_INITS)
         if self.schedule == "one_cycle" and self.warmup:
             raise ValueError(f"warmup={self.warmup}: the one_cycle schedule has a rise of its own; give warmup=0")
 

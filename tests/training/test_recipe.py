@@ -247,7 +247,7 @@ CHANGED = {
     "optimiser": "adamw", "schedule": "one_cycle", "warmup": 0.0, "loss": "tet", "label_smoothing": 0.0,
     "trivial": False, "cutout": 0, "mix": "cutmix", "mix_alpha": 4.0, "decayed": "kernels", "ema": 0.0,
 }  # fmt: skip
-ELSEWHERE = {"epochs", "batch_size", "precision", "weight_bits", "whiten"}  # in test_train.py, or files of their own
+ELSEWHERE = {"epochs", "batch_size", "precision", "weight_bits", "stem_init"}  # in test_train.py, or files of their own
 
 
 def test_every_field_is_looked_at():

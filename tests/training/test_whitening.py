@@ -14,7 +14,7 @@ from spikernel_jax.training import loop
 from spikernel_jax.training.recipe import TrainConfig
 from spikernel_jax.training.whitening import whitened_stem
 
-WHITENED = dataclasses.replace(CONFIG, whiten=True)
+WHITENED = dataclasses.replace(CONFIG, stem_init="whitened")
 
 
 def smooth_images(n: int = 200, side: int = 12) -> Dataset:
@@ -93,6 +93,6 @@ def test_only_training_images_are_looked_at():
     np.testing.assert_array_equal(whitened_stem(kernel, given), whitened_stem(kernel, changed))
 
 
-def test_whiten_is_a_switch():
-    with pytest.raises(ValueError, match="whiten='yes' must be True or False"):
-        TrainConfig(whiten="yes")  # pyright: ignore[reportArgumentType]
+def test_another_beginning_is_one_line():
+    with pytest.raises(ValueError, match="stem_init='zero' is unknown; known: random, whitened"):
+        TrainConfig(stem_init="zero")
