@@ -69,10 +69,11 @@ def test_few_channels_take_the_axes_of_the_largest_variance():
     assert (np.diff(variances) < 1e-6).all()
 
 
-def test_a_training_begins_with_it_and_with_nothing_else_changed():
+@pytest.mark.parametrize("one_program", [False, True])
+def test_a_training_begins_with_it_and_with_nothing_else_changed(one_program):
     given = data()
-    _, state = loop.begin(SPEC, CELL, given, WHITENED, 3, one_program=False)
-    params, stats = network.init(jax.random.fold_in(jax.random.key(3), 0), SPEC, CELL)
+    _, state = loop.begin(SPEC, CELL, given, WHITENED, 3, one_program=one_program)
+    params, stats = network.init(jax.random.fold_in(jax.random.key(3), 0), SPEC, None if one_program else CELL)
     stem = whitened_stem(params["stem"]["kernel"], given, SPEC.stem_stride)
     assert (np.asarray(stem) != np.asarray(params["stem"]["kernel"])).any()
     wanted = params | {"stem": params["stem"] | {"kernel": stem}}
