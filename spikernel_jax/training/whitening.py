@@ -4,6 +4,8 @@ Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single A100" (2024, arXiv:2404.004
 there the whitening layer is frozen, here it is what training begins with.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from spikernel_jax.data import Dataset, normalise
 
-_IMAGES = 2000  # that patches are taken of: of 32x32 pixels, half a million of them
+_PATCHES = 450_000  # at most, of the first images: 2,000 of 32x32 pixels with a stride of 2
 _LEAST = 5e-4  # added to each variance, so that axes of next to none are not blown up
 
 
@@ -30,6 +32,9 @@ def whitened_stem(kernel: ArrayLike, data: Dataset, stride: int = 1) -> jax.Arra
     Returns:
       float32 [k, k, C_in, C].
 
+    Raises:
+      ValueError: of a kernel of one channel, or larger than an image: nothing could be whitened.
+
     Example:
       >>> import numpy as np
       >>> from spikernel_jax import load_dataset
@@ -41,7 +46,14 @@ def whitened_stem(kernel: ArrayLike, data: Dataset, stride: int = 1) -> jax.Arra
     """
     start = np.array(kernel, np.float32)
     size, _, _, channels = start.shape
-    images_BHWC = np.asarray(normalise(data.train.images[:_IMAGES], data.mean, data.std))
+    height, width, _ = data.image_shape
+    if channels < 2 or size > min(height, width):
+        raise ValueError(
+            f"stem_init='whitened' with channels={channels} and images of {height}x{width}: want 2 channels or more, "
+            f"and images of {size}x{size} or more; or give stem_init='random'"
+        )
+    of_an_image = math.prod((side - size) // stride + 1 for side in (height, width))
+    images_BHWC = np.asarray(normalise(data.train.images[: max(1, _PATCHES // of_an_image)], data.mean, data.std))
     windows = np.lib.stride_tricks.sliding_window_view(images_BHWC, (size, size), axis=(1, 2))[:, ::stride, ::stride]
     patches_ND = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, start[..., 0].size)
     variances, axes_DD = np.linalg.eigh(patches_ND.T @ patches_ND / len(patches_ND))

@@ -10,7 +10,7 @@ from small_training import CELL, CONFIG, SPEC, data, run
 from spikernel_jax import make_dataset
 from spikernel_jax.data import Dataset, Split
 from spikernel_jax.snn import network
-from spikernel_jax.training import loop
+from spikernel_jax.training import loop, whitening
 from spikernel_jax.training.recipe import TrainConfig
 from spikernel_jax.training.whitening import whitened_stem
 
@@ -92,6 +92,24 @@ def test_only_training_images_are_looked_at():
     changed = dataclasses.replace(given, validation=other, test=other)
     kernel = np.zeros((3, 3, 3, 8))
     np.testing.assert_array_equal(whitened_stem(kernel, given), whitened_stem(kernel, changed))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_bounded_number_of_patches_is_looked_at(stride, monkeypatch):
+    given = smooth_images()
+    of_an_image = 10**2 if stride == 1 else 5**2
+    monkeypatch.setattr(whitening, "_PATCHES", 20 * of_an_image + 1)
+    first = dataclasses.replace(given, train=Split(given.train.images[:20], given.train.labels[:20]))
+    bounded, of_20 = (whitened_stem(np.zeros((3, 3, 3, 8)), some, stride) for some in (given, first))
+    np.testing.assert_array_equal(bounded, of_20)
+    monkeypatch.undo()
+    assert not np.array_equal(bounded, whitened_stem(np.zeros((3, 3, 3, 8)), given, stride))
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 12), (8, 2)])
+def test_a_stem_that_cannot_whiten_is_one_line(channels, side):
+    with pytest.raises(ValueError, match=rf"channels={channels} and images of {side}x{side}: want 2 channels or more"):
+        whitened_stem(np.zeros((3, 3, 3, channels)), smooth_images(side=side))
 
 
 def test_another_beginning_is_one_line():
