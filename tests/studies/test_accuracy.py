@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,6 +219,31 @@ def test_all_images_train_and_validation_says_so(finished, tmp_path, capsys):
     alone = load_dataset("mnist5k", **LIMITS)
     np.testing.assert_array_equal(task.data.train.images[64:], alone.validation.images)
     np.testing.assert_array_equal(task.data.train.labels[64:], alone.validation.labels)
+
+
+OTHERS = {
+    "epochs": 7, "channels": 5, "limit_train": 33, "precision": "bfloat16", "minutes": 3.0, "cell": "0>3:conv3",
+    "time_steps": 3, "stem_stride": 1, "head": "snasnet", "dropout": 0.5, "norm": "per_step", "v_threshold": 0.7,
+    "surrogate": "sigmoid", "surrogate_scale": 3.0, "max_spikes": 2, "batch_size": 9, "learning_rate": 0.3,
+    "weight_decay": 0.3, "label_smoothing": 0.3, "padding": 3, "trivial": True, "cutout": 5, "mix": "mixup", "ema": 0.3,
+    "stem_init": "whitened", "all_images": True, "limit_validation": 9, "limit_test": 9,
+}  # fmt: skip
+OF_THE_RUN = {  # what is trained is the same
+    "data", "preset", "data_dir", "out", "seed", "seeds", "conventional", "huge_pages", "quiet", "json", "tensorboard",
+    "compilation_cache",
+}  # fmt: skip
+
+
+def test_no_option_is_ignored():
+    script = runpy.run_path(str(SCRIPT))
+    options, chosen = script["Options"], script["settings"]
+    assert {field.name for field in dataclasses.fields(options)} == OTHERS.keys() | OF_THE_RUN
+    _, base = chosen(options(preset="smoke"))
+    for name, value in OTHERS.items():
+        _, changed = chosen(options(preset="smoke", **{name: value}))
+        there = [getattr(part, name) for part in (changed, changed.training, changed.neuron) if hasattr(part, name)]
+        assert value in there, name
+        assert changed != base, name
 
 
 def test_planned_it_gives_the_same_result(finished, tmp_path, monkeypatch):
