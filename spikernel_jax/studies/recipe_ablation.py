@@ -123,6 +123,9 @@ ROWS = {
         # That of the four steps before a search, and the one that they chose on CIFAR-10 (results/cifar10-cpu-seed0).
         Row("cell-unsearched", "cell", cell="0>1:conv3 0>3:skip 1>3:conv3"),
         Row("cell-searched", "cell", cell="0>1:conv3 1>2:conv3 0>3:skip 2>3:conv3"),
+        # Fewer convolutions one after the other, each wider.
+        Row("depth-1", "depth", cell="0>1:conv3 0>3:skip 1>3:skip", as_large_as=3),
+        Row("depth-2", "depth", cell="0>1:conv3 0>3:skip 1>3:conv3", as_large_as=3),
         Row("k5", "width", kernel_size=5),
         Row("k3-wide", "width", as_large_as=5),
         Row("k5-narrow", "width", kernel_size=5, as_large_as=3),

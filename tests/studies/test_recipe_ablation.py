@@ -110,6 +110,18 @@ def test_each_row_is_one_change_that_can_be_trained(base):
     assert ("one-cycle" in rows) == (base.config.schedule == "cosine")
 
 
+def test_depths_at_equal_parameters():
+    _, base = recipe_ablation.make_base("cifar10", "cpu-1h", epochs=2)
+    there = base.trial(Row(BASE, BASE), 0)
+    for name, convolutions in (("depth-1", 1), ("depth-2", 2)):
+        trial = base.trial(ROWS[name], 0)
+        assert base.spec.space.explicit(trial.genotype).count("conv") == convolutions
+        assert trial.spec.channels > there.spec.channels
+        assert parameters_of(trial.spec, trial.genotype) == pytest.approx(
+            parameters_of(there.spec, there.genotype), rel=0.02
+        )
+
+
 def test_widths_at_equal_parameters():
     base = BASES["cifar10", "cpu", "tuned"]
     sizes = {}
