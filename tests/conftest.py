@@ -21,6 +21,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
+# JAX writes a program in place: a process that reads it meanwhile finds a part, warns, and compiles it itself.
+_PART_READ = "ignore:Error reading persistent compilation cache entry:UserWarning"
+os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _PART_READ)))
+
 # What is tested are the programs XLA is given and its own passes over them (test_layouts.py reads their outcome).
 # Their machine code is made in the quickest way: LLVM's optimiser would take half of all compilation, and fusions
 # emitted by way of MLIR half of the rest. Flags that are set already win, so that
@@ -42,6 +46,11 @@ gc.set_threshold(100_000, 20, 20)
 # the program does then is in test_signals.py; all other tests are of a program that can be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The warning is none of a test either, though all others are errors."""
+    config.addinivalue_line("filterwarnings", _PART_READ)
 
 
 @pytest.fixture(scope="module", autouse=True)
