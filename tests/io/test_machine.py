@@ -35,6 +35,8 @@ def test_half_a_program_is_compiled_anew(tmp_path: Path, request: pytest.Fixture
     told = run(tmp_path, PYTHONWARNINGS="default")
     assert (told.returncode, told.stdout) == (0, first.stdout)
     assert "Error reading persistent compilation cache entry" in told.stderr
-    in_tests = [run(tmp_path), run(tmp_path, PYTHONWARNINGS=",".join(request.config.getini("filterwarnings")))]
-    for quiet in in_tests:  # a script that a test starts, and a test itself
-        assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, first.stdout, first.stderr)
+    of_tests = request.config.getini("filterwarnings")
+    assert of_tests[0] == "error"
+    assert of_tests[-1] in os.environ["PYTHONWARNINGS"]  # of scripts that a test starts
+    in_tests = run(tmp_path, PYTHONWARNINGS=",".join(of_tests))
+    assert (in_tests.returncode, in_tests.stdout, in_tests.stderr) == (0, first.stdout, first.stderr)
